@@ -1,0 +1,245 @@
+"""Token ids of an answer to reasoning, content and tool calls, in pieces as they arrive, through the official parser.
+
+The official parser tells a mark from its spelling by the token id, so it gets ids. It gets text for ids whose bytes are
+not UTF-8, which it would otherwise collect for ever, at a cost that grows with their square.
+"""
+
+import json
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, SupportsIndex
+
+from pelagos.chat.adapter import AnswerStream, Continues, FinishReason
+from pelagos.chat.render import RenderedPrompt
+from pelagos.chat.tokenizer import THINK_END, IncrementalDecoder, Tokenizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delta:
+    """The next piece of an answer, never empty.
+
+    ``text`` adds to the reasoning, to the content, or to the arguments (JSON text) of tool call number ``index``. A
+    call's first delta has its ``call_id`` and ``name`` and no text.
+    """
+
+    kind: Literal["reasoning", "content", "tool_call"]
+    text: str
+    index: int | None = None
+    call_id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToolCall:
+    """One call as the model wrote it, nothing repaired. ``call_id`` is random and does not count in comparisons."""
+
+    name: str
+    arguments: str
+    call_id: str = field(compare=False)
+
+    @property
+    def complete(self) -> bool:
+        """Whether ``arguments`` is a JSON object: not cut short, not malformed."""
+        try:
+            return isinstance(json.loads(self.arguments, parse_constant=_refuse), dict)
+        except (ValueError, RecursionError):
+            return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParsedMessage:
+    """A whole answer. ``reasoning`` is None if thinking was off. ``finish_reason`` is stop, length or tool_calls.
+
+    ``num_tokens`` counts every id up to the one that ended the answer, that one too; ``num_reasoning_tokens`` counts up
+    to the last one that showed reasoning.
+    """
+
+    reasoning: str | None
+    content: str
+    tool_calls: tuple[ToolCall, ...]
+    finish_reason: str
+    num_tokens: int
+    num_reasoning_tokens: int
+
+    def as_message(self) -> dict[str, Any]:
+        """The assistant message to append to the history, in the shape that ``render`` takes."""
+        message: dict[str, Any] = {"role": "assistant", "content": self.content}
+        if self.reasoning is not None:
+            message["reasoning_content"] = self.reasoning
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in self.tool_calls
+            ]
+        return message
+
+
+class OutputParser:
+    """Parser of one answer: ``push`` ids as they come, ``finish`` once, then read ``message``.
+
+    How the ids are cut into pushes changes no result. ``finished`` is true once a stop id (``Tokenizer.stop_ids``) or a
+    stop string was seen; ids behind it do not belong to the answer and are ignored. ``num_tokens`` is kept current.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        thinking: bool,
+        tools: bool,
+        continues: Continues | None = None,
+        stop: Sequence[str] = (),
+        json_output: bool = False,
+    ) -> None:
+        """``thinking``, ``tools`` and ``continues`` as in RenderedPrompt; with ``tools`` off, calls stay plain text.
+
+        ``stop``: strings that end the content (not the reasoning) and are cut off. ``json_output``: take JSON out of a
+        code fence.
+        """
+        self.num_tokens = 0
+        self.num_reasoning_tokens = 0
+        self._tokenizer = tokenizer
+        self._think_end = tokenizer.encode_special(THINK_END)
+        self._stream = AnswerStream(
+            tokenizer.official, thinking=thinking, continues=continues, tools=tools, stop=stop, json_output=json_output
+        )
+        self._at_stop_id = False
+        self._ended = False
+        self._finish_reason: str | None = None
+        self._reasoning: list[str] | None = [] if thinking else None
+        self._content: list[str] = []
+        self._calls: list[tuple[Delta, list[str]]] = []
+        # Ids that wait until their bytes are whole characters, their text so far, whether it is known not to be UTF-8.
+        self._decoder = IncrementalDecoder(tokenizer)
+        self._held: list[int] = []
+        self._held_text = ""
+        self._broken = False
+
+    @classmethod
+    def for_prompt(
+        cls, prompt: RenderedPrompt, tokenizer: Tokenizer, *, stop: Sequence[str] = (), json_output: bool = False
+    ) -> "OutputParser":
+        """The parser of the answer to ``prompt``."""
+        return cls(
+            tokenizer,
+            thinking=prompt.thinking,
+            tools=prompt.tools,
+            continues=prompt.continues,
+            stop=stop,
+            json_output=json_output,
+        )
+
+    @property
+    def finished(self) -> bool:
+        return self._at_stop_id or self._stream.finished
+
+    def push(self, ids: Iterable[SupportsIndex]) -> list[Delta]:
+        """Take the next ids and return what they add. Raises TokenizerError at an id out of range."""
+        assert not self._ended, "push after finish"
+        deltas: list[Delta] = []
+        for token_id in map(operator.index, ids):
+            if self.finished:
+                break
+            self._tokenizer.token_bytes(token_id)
+            self.num_tokens += 1
+            if token_id in self._tokenizer.stop_ids:
+                self._at_stop_id = True
+            else:
+                deltas += self._push_one(token_id)
+        return deltas
+
+    def finish(self, reason: FinishReason = "stop") -> list[Delta]:
+        """End the answer, ``reason`` being the engine's; returns what was still held back. Call it once."""
+        assert not self._ended, "finish called twice"
+        self._ended = True
+        chunks = self._stream.push_text(self._held_text) if self._held_text else []
+        return self._take(chunks + self._stream.finish(reason))
+
+    def parse(self, ids: Iterable[SupportsIndex], reason: FinishReason = "stop") -> ParsedMessage:
+        """A whole answer in one call."""
+        self.push(ids)
+        self.finish(reason)
+        return self.message
+
+    @property
+    def message(self) -> ParsedMessage:
+        """The whole answer, after ``finish``."""
+        assert self._ended, "message before finish"
+        assert self._finish_reason is not None, "the library gave no finish_reason"
+        return ParsedMessage(
+            reasoning=None if self._reasoning is None else "".join(self._reasoning),
+            content="".join(self._content),
+            tool_calls=tuple(
+                ToolCall(name=head.name or "", arguments="".join(parts), call_id=head.call_id or "")
+                for head, parts in self._calls
+            ),
+            finish_reason=self._finish_reason,
+            num_tokens=self.num_tokens,
+            num_reasoning_tokens=self.num_reasoning_tokens,
+        )
+
+    def _push_one(self, token_id: int) -> list[Delta]:
+        if token_id in self._tokenizer.special_ids:
+            rest = self._held_text + self._decoder.flush()
+            chunks = self._stream.push_text(rest) if rest else []
+            chunks += self._stream.push_ids([token_id])
+            self._held, self._held_text, self._broken = [], "", False
+        else:
+            chunks = self._push_plain(token_id)
+        deltas = self._take(chunks)
+        if any(delta.kind == "reasoning" for delta in deltas):
+            self.num_reasoning_tokens = self.num_tokens - (token_id == self._think_end)
+        return deltas
+
+    def _push_plain(self, token_id: int) -> list[dict[str, Any]]:
+        """Hand on the held ids when their bytes are whole characters, their text as soon as it cannot be UTF-8."""
+        self._held.append(token_id)
+        self._held_text += self._decoder.push([token_id])
+        self._broken |= "\ufffd" in self._held_text
+        whole = not self._decoder.pending
+        chunks: list[dict[str, Any]] = []
+        if self._broken or whole:
+            chunks = self._stream.push_text(self._held_text) if self._broken else self._stream.push_ids(self._held)
+            self._held, self._held_text = [], ""
+        if whole:
+            self._broken = False
+        return chunks
+
+    def _take(self, chunks: list[dict[str, Any]]) -> list[Delta]:
+        """Chunks as deltas, without the empty ones, added to the message."""
+        deltas = []
+        for chunk in chunks:
+            for choice in chunk["choices"]:
+                deltas += [delta for delta in _deltas(choice["delta"]) if delta.text or delta.name is not None]
+                self._finish_reason = choice["finish_reason"] or self._finish_reason
+        for delta in deltas:
+            if delta.kind == "content":
+                self._content.append(delta.text)
+            elif delta.kind == "reasoning":
+                assert self._reasoning is not None, "reasoning with thinking off"
+                self._reasoning.append(delta.text)
+            elif delta.name is not None:
+                self._calls.append((delta, []))
+            else:
+                assert delta.index is not None
+                self._calls[delta.index][1].append(delta.text)
+        return deltas
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _deltas(delta: dict[str, Any]) -> Iterable[Delta]:
+    yield Delta(kind="reasoning", text=delta.get("reasoning_content") or "")
+    yield Delta(kind="content", text=delta.get("content") or "")
+    for call in delta.get("tool_calls") or ():
+        function = call["function"]
+        yield Delta(
+            kind="tool_call",
+            text=function["arguments"],
+            index=call["index"],
+            call_id=call.get("id"),
+            name=function.get("name"),
+        )

@@ -1,0 +1,157 @@
+"""The model: embedding, layers, head; one sequence at a time or several side by side, always with explicit state.
+
+    model = Model.load("path/to/DeepSeek-V4-Flash")
+    logits = model.logits([0, 17, 42])           # [3, V] float32
+
+    state = model.new_state()
+    logits = model.step([0, 17, 42], state)      # a prompt, in one go or in pieces: the same bits
+    logits = model.step([7], state)              # one more token
+
+Shapes: T tokens of all segments, M streams, D width, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from os import PathLike
+
+import torch
+from torch import Tensor, nn
+
+from pelagos.common.errors import UsageError
+from pelagos.model.attention import Segment
+from pelagos.model.block import Block
+from pelagos.model.config import ModelConfig
+from pelagos.model.layers import Embedding, Linear, Norm
+from pelagos.model.mhc import StreamHead
+from pelagos.model.mtp import MtpBlock
+from pelagos.model.state import State
+
+
+class Model(nn.Module):
+    """Weights of one model and the functions they define. Attribute names are those of official checkpoints."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        """Unfilled weights on torch's current default device; use ``Model.load`` for a model with values."""
+        super().__init__()
+        self.config = config
+        self.dtype: torch.dtype = getattr(torch, config.activation_dtype)
+        self.embed = Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, layer) for layer in config.layers)
+        self.norm = Norm(config.hidden_size, config.norm_eps)
+        self.hc_head = StreamHead(config)
+        self.head = Linear(config.hidden_size, config.vocab_size)
+        self.mtp = nn.ModuleList(MtpBlock(config, layer) for layer in config.mtp_layers)
+
+    @staticmethod
+    def load(
+        path_or_preset: str | PathLike[str],
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        *,
+        official_rounding: bool | None = None,
+    ) -> "Model":
+        """A model from a checkpoint folder, or a preset with random weights (same weights every time).
+
+        Weights stay memory-mapped and in their stored format until an op needs them. ``dtype``: of activations, float32,
+        bfloat16 or float16; None: what the config says. ``official_rounding``: the served model's low-precision steps;
+        None: what the config says (on for quantised checkpoints). Raises CheckpointError, ConfigError, UsageError or
+        ResourceError before memory is taken.
+        """
+        from pelagos.model.loading import load_model
+
+        return load_model(path_or_preset, device, dtype, official_rounding)
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed.weight.device
+
+    def new_state(self) -> State:
+        """The state of an empty sequence."""
+        return State.new(self.config, self.config.layers, self.dtype, self.device)
+
+    def new_draft_state(self) -> State:
+        """The state of an empty sequence in the multi-token-prediction blocks, for ``draft``."""
+        return State.new(self.config, self.config.mtp_layers, self.dtype, self.device)
+
+    def logits(self, token_ids: Sequence[int] | Tensor) -> Tensor:
+        """Logits at every position of one whole sequence, [T, V] float32; nothing is kept."""
+        return self.step(token_ids, self.new_state())
+
+    def step(self, token_ids: Sequence[int] | Tensor, state: State, *, num_logits: int | None = None) -> Tensor:
+        """Read the next tokens of a sequence and advance its state.
+
+        token_ids: T >= 1 ids from 0 to V − 1. Returns float32 logits of the last ``num_logits`` tokens (None: of all),
+        [num_logits, V]. How a sequence is cut into calls does not change a bit of them. Raises UsageError for ids out of
+        range and for sequences beyond ``config.max_positions``; the state is then untouched.
+        """
+        return self.step_batch([token_ids], [state], num_logits=num_logits)[0]
+
+    @torch.no_grad()
+    def step_batch(
+        self, token_ids: Sequence[Sequence[int] | Tensor], states: Sequence[State], *, num_logits: int | None = None
+    ) -> list[Tensor]:
+        """``step`` for several sequences of any lengths at once; each gets the bits it would get alone."""
+        ids = [self._checked_ids(tokens, state) for tokens, state in zip(token_ids, states, strict=True)]
+        streams, segments = self.forward(ids, states)
+        counts = [len(tokens) if num_logits is None else min(num_logits, len(tokens)) for tokens in ids]
+        picked = [streams[segment.stop - n : segment.stop] for segment, n in zip(segments, counts, strict=True)]
+        hidden = self.norm(self.hc_head(torch.cat(picked)))
+        return list(self.head(hidden, out_dtype=torch.float32).split(counts))
+
+    def forward(self, token_ids: list[Tensor], states: Sequence[State]) -> tuple[Tensor, list[Segment]]:
+        """Streams after the last layer, [T, M, D], of the new tokens of all sequences, one after another."""
+        flat, positions, segments = _batch(token_ids, states)
+        embedded = self.embed(flat, self.dtype)
+        streams = embedded.unsqueeze(1).repeat(1, self.config.num_streams, 1)
+        for i, layer in enumerate(self.layers):
+            streams = layer(streams, flat, positions, segments, [state.layers[i] for state in states])
+        _advance(states, segments)
+        return streams, segments
+
+    @torch.no_grad()
+    def draft(self, streams: Tensor, next_ids: Sequence[int] | Tensor, state: State) -> tuple[Tensor, Tensor]:
+        """Predict the token after next with the multi-token-prediction block.
+
+        streams: [T, M, D] of the next T positions of one sequence (from ``forward``, or from this function to draft
+        further); next_ids: the T tokens that follow those positions; state: from ``new_draft_state``. Returns logits
+        [T, V] float32 and the block's streams [T, M, D]. Raises UsageError if the model has no such block.
+        """
+        if not self.mtp:
+            raise UsageError("this model has no multi-token-prediction block to draft with")
+        ids = self._checked_ids(next_ids, state)
+        flat, positions, segments = _batch([ids], [state])
+        embedded = self.embed(flat, self.dtype)
+        block = self.mtp[0]
+        assert isinstance(block, MtpBlock)
+        hidden, streams = block.draft(streams, embedded, flat, positions, segments, [state.layers[0]])
+        _advance([state], segments)
+        return self.head(hidden, out_dtype=torch.float32), streams
+
+    def _checked_ids(self, token_ids: Sequence[int] | Tensor, state: State) -> Tensor:
+        ids = torch.as_tensor(token_ids, device=self.device)
+        limit = self.config.max_positions
+        if ids.dim() != 1 or len(ids) == 0 or ids.dtype.is_floating_point or ids.dtype == torch.bool:
+            raise UsageError("token_ids must be a flat list of at least one whole number")
+        bad = ((ids < 0) | (ids >= self.config.vocab_size)).nonzero()
+        if len(bad):
+            at = int(bad[0])
+            raise UsageError(f"token_ids[{at}] must be from 0 to {self.config.vocab_size - 1}, got {int(ids[at])}")
+        if state.num_tokens + len(ids) > limit:
+            raise UsageError(
+                f"the sequence would have {state.num_tokens + len(ids)} tokens, the model takes at most {limit}"
+            )
+        return ids.long()
+
+
+def _batch(token_ids: list[Tensor], states: Sequence[State]) -> tuple[Tensor, Tensor, list[Segment]]:
+    segments: list[Segment] = []
+    for ids, state in zip(token_ids, states, strict=True):
+        start = segments[-1].stop if segments else 0
+        segments.append(Segment(start=start, stop=start + len(ids), position=state.num_tokens))
+    flat = torch.cat(token_ids)
+    positions = [torch.arange(s.position, s.position + s.stop - s.start, device=flat.device) for s in segments]
+    return flat, torch.cat(positions), segments
+
+
+def _advance(states: Sequence[State], segments: list[Segment]) -> None:
+    for state, segment in zip(states, segments, strict=True):
+        state.num_tokens += segment.stop - segment.start
