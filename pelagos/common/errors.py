@@ -1,14 +1,14 @@
 """The exceptions that a user of Pelagos may see.
 
-Whatever input does, it ends in one of these: the message is one sentence that names the field or file and what to change.
-Programming mistakes stay AssertionError, TypeError and the like. This module imports nothing of ours.
+Whatever input does, it ends in one of these: the message is one sentence that names the field or file and what to
+change. Programming mistakes stay AssertionError, TypeError and the like. This module imports nothing of ours.
 """
 
 from collections.abc import Sequence
 
 
 class PelagosError(Exception):
-    """Base of everything a user can cause. ``exit_code`` is what a command ends with: 2 bad input, 1 failed otherwise."""
+    """Base of everything a user can cause. ``exit_code`` is what a command ends with: 2 bad input, 1 other failures."""
 
     exit_code: int = 2
 

@@ -71,7 +71,8 @@ class Attention(nn.Module):
             parts.append(self._attend(q, window_rows, compressed, positions, segment, state))
         o = rotate(torch.cat(parts).to(x.dtype), cos, sin, inverse=True)
         grouped = grouped_linear(o.reshape(len(o), self.num_groups, -1), self.wo_a.weight, num_groups=self.num_groups)
-        return self.wo_b(grouped)
+        y: Tensor = self.wo_b(grouped)
+        return y
 
     def _rounded(self, rows: Tensor) -> Tensor:
         return simulate.row_fp8(rows, self.rope_dim) if self.official_rounding else rows
@@ -129,7 +130,8 @@ class Attention(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class _Compressed:
-    """What the new tokens of a batch bring to compressed rows: (values, gates) pairs, and index queries with weights."""
+    """What the new tokens of a batch bring to compressed rows: (values, gates) pairs, and index queries with
+    weights."""
 
     pairs: tuple[Tensor, Tensor]
     index_pairs: tuple[Tensor, Tensor] | None = None

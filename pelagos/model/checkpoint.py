@@ -6,7 +6,7 @@ files. Whichever of the three spellings a folder uses (names.py), everything her
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -23,6 +23,7 @@ from pelagos.model.safetensors_file import FileTensor, show_name
 from pelagos.model.tensors import StoredSpec, TensorSpec, tensor_specs
 
 _SHOWN_PROBLEMS = 20
+_MAX_TENSORS = 300_000  # a config of a few bytes can ask for billions; the largest model has 73,164
 _FLOATS = ("BF16", "F16", "F32")
 _FP8_SCALES = ("F8_E8M0", "F32")
 _FP4 = ("I8", "U8")  # two codes per byte
@@ -42,8 +43,8 @@ class Checkpoint:
     stored: Mapping[str, StoredSpec]
     ignored: tuple[str, ...]
     notes: tuple[str, ...]
-    _files: StoredFiles = field(repr=False)
-    _sources: Mapping[str, Source] = field(repr=False)
+    _files: StoredFiles
+    _sources: Mapping[str, Source]
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -152,8 +153,12 @@ class _TensorCheck:
         self.problems: list[str] = []
         self.sources: dict[str, Source] = {}
         self.stored: dict[str, StoredSpec] = {}
+        self.ignored: tuple[str, ...] = ()
         self._used: set[str] = set()
-        for spec in tensor_specs(config):
+        for number, spec in enumerate(tensor_specs(config)):
+            if number == _MAX_TENSORS:
+                self.problems = [f"config.json: experts times layers must give at most {_MAX_TENSORS:,} tensors"]
+                return
             self._find(spec)
         others = [name for name in files.tensors if name not in self._used]
         self.ignored = tuple(name for name in others if is_optional(name))

@@ -1,7 +1,7 @@
 """Compressed rows: every m tokens become one row (CSA: pooled over the previous window too).
 
-Shapes: T new tokens, D width, m tokens per row, C row size, P pair size (2C with overlap, first half: what a token gives
-to the row of the next window, second half: to the row of its own), N windows closed by the new tokens.
+Shapes: T new tokens, D width, m tokens per row, C row size, P pair size (2C with overlap, first half: what a token
+gives to the row of the next window, second half: to the row of its own), N windows closed by the new tokens.
 """
 
 import torch
@@ -34,7 +34,8 @@ class Compressor(nn.Module):
     def close_windows(
         self, state: CompressorState, values: Tensor, gates: Tensor, frequencies: Tensor, dtype: torch.dtype
     ) -> Tensor:
-        """Take the pairs of new tokens into ``state`` and return the rows of the windows they close, [N, C] in ``dtype``.
+        """Take the pairs of new tokens into ``state`` and return the rows of the windows they close, [N, C] in
+        ``dtype``.
 
         The caller appends the rows to the state. A row is rotated to the position of the first token of its window.
         """

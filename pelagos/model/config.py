@@ -170,9 +170,13 @@ class ModelConfig:
         if any(layer.kind == "csa" for layer in self.layers):
             limit = min(limit, self.index_head_dim)
         if self.rope_dim % 2 or self.rope_dim > limit:
-            raise ConfigError(f"rope_dim must be even and at most {limit} (head_dim, index_head_dim), got {self.rope_dim}")
+            raise ConfigError(
+                f"rope_dim must be even and at most {limit} (head_dim, index_head_dim), got {self.rope_dim}"
+            )
         if self.official_rounding and self.index_head_dim & (self.index_head_dim - 1):
-            raise ConfigError(f"index_head_dim must be a power of two with official_rounding, got {self.index_head_dim}")
+            raise ConfigError(
+                f"index_head_dim must be a power of two with official_rounding, got {self.index_head_dim}"
+            )
 
     def _check_ids(self) -> None:
         named = [("bos_id", self.bos_id), *(("eos_ids", token) for token in self.eos_ids)]

@@ -8,6 +8,7 @@ Nothing that changes what the model computes is guessed: the layer list, the rou
 facts of the architecture must hold. transformers fills in defaults of its own for some of these, another model's.
 """
 
+import copy
 import logging
 import re
 import typing
@@ -18,14 +19,16 @@ from typing import Any
 from pelagos.common.errors import CheckpointError, ConfigError, UsageError
 from pelagos.common.fields import check_value, show
 from pelagos.common.files import read_json
-from pelagos.model.config import ModelConfig, RopeConfig, YarnConfig
+from pelagos.model.config import ModelConfig
 from pelagos.model.json_fields import JsonFields
 from pelagos.model.layers_json import layers_to_json, read_layers
+from pelagos.model.rotations_json import read_rotations, rotations_to_json
 
 logger = logging.getLogger(__name__)
 
 _MAX_FILE_BYTES = 1 << 20
 _MAX_WARNED = 20
+_MAX_TOKEN_ID = 1 << 22
 
 # Fields of ModelConfig that stand in config.json as they are, by another name.
 _NAMES = {
@@ -49,12 +52,6 @@ _NAMES = {
     "norm_eps": "rms_norm_eps",
     "max_positions": "max_position_embeddings",
     "bos_id": "bos_token_id",
-}
-_YARN_NAMES = {
-    "factor": "factor",
-    "original_positions": "original_max_position_embeddings",
-    "beta_fast": "beta_fast",
-    "beta_slow": "beta_slow",
 }
 _NAMES_IN_MESSAGES = {
     **_NAMES,
@@ -94,9 +91,6 @@ _IGNORED = frozenset((
     "id2label", "label2id", "dspark_noise_token_id", "dspark_target_layer_ids",
 ))  # fmt: skip
 _IGNORED_QUANTIZATION = frozenset({"modules_to_not_convert", "modules_to_convert", "ignored_layers", "dequantize"})
-_IGNORED_ROPE = frozenset({"partial_rotary_factor", "mscale", "mscale_all_dim"})
-
-_ROPE_SCALING_EXAMPLE = '{"type": "yarn", "factor": 16, "original_max_position_embeddings": 65536}'
 _DTYPES = ("bfloat16", "float32", "float16")
 
 
@@ -155,7 +149,7 @@ def _read_values(fields: JsonFields) -> dict[str, Any]:
     values |= _read_storage(fields)
     values |= read_layers(fields)
     compressed = any(layer.ratio is not None for layer in values.get("layers", ()))
-    return values | _read_rotations(fields, compressed)
+    return values | read_rotations(fields, compressed)
 
 
 def _read_swiglu_limit(fields: JsonFields) -> float | None:
@@ -193,7 +187,7 @@ def _read_eos_ids(fields: JsonFields) -> tuple[int, ...] | None:
         return (1,)
     value = fields.get("eos_token_id")
     ids = [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
-    if not all(isinstance(token, int) and not isinstance(token, bool) and token >= 0 for token in ids):
+    if not all(type(token) is int and 0 <= token <= _MAX_TOKEN_ID for token in ids):
         fields.problem(f"eos_token_id must be a token id or a list of them, got {show(value)}")
         return None
     return tuple(ids)
@@ -224,63 +218,6 @@ def _read_storage(fields: JsonFields) -> dict[str, Any]:
     }
 
 
-def _read_rotations(fields: JsonFields, compressed: bool) -> dict[str, RopeConfig]:
-    """The rotation of window layers and that of layers with compressed rows; ``compressed``: whether there are any.
-
-    Spellings: rope_parameters with ``main`` and ``compress`` inside; or rope_theta, compress_rope_theta and, for layers
-    with compressed rows, rope_scaling; or the same with a flat rope_parameters instead of rope_scaling.
-    """
-    main, compress, flat = None, None, fields.inner("rope_parameters", ignored=_IGNORED_ROPE)
-    if flat is not None and ("main" in flat or "compress" in flat):
-        main, compress, flat = (*(flat.inner(name, ignored=_IGNORED_ROPE) for name in ("main", "compress")), None)
-    scaling = fields.inner("rope_scaling", ignored=_IGNORED_ROPE)
-    theta = _read_theta(fields, "rope_theta", main or flat)
-    needed = compressed or compress is not None or fields.has("compress_rope_theta")
-    compressed_theta = _read_theta(fields, "compress_rope_theta", compress) if needed else theta
-    yarn = None if main is None else _read_yarn(main)
-    compressed_yarns = {_read_yarn(section) for section in (scaling, flat, compress) if section is not None}
-    if len(compressed_yarns) > 1 and not fields.problems:
-        fields.problem("rope_scaling and rope_parameters must say the same")
-    if compressed and not compressed_yarns:
-        fields.problem(f"rope_scaling is missing: layers with compressed rows need it, as in {_ROPE_SCALING_EXAMPLE}")
-    if fields.problems or theta is None or compressed_theta is None:
-        return {}
-    return {
-        "rope": RopeConfig(theta=theta, yarn=yarn),
-        "compressed_rope": RopeConfig(theta=compressed_theta, yarn=next(iter(compressed_yarns), None)),
-    }
-
-
-def _read_theta(fields: JsonFields, name: str, inner: JsonFields | None) -> float | None:
-    """The base of a rotation, at the top under ``name`` or as ``rope_theta`` of an inner object, or both if equal."""
-    sources = [(fields, name)] if inner is None or fields.has(name) else []
-    if inner is not None and (not sources or inner.has("rope_theta")):
-        sources.append((inner, "rope_theta"))
-    thetas = [source.read(key, RopeConfig, "theta") for source, key in sources]
-    if len({*thetas} - {None}) > 1:
-        fields.problem(f"{name} must be what rope_parameters says ({thetas[1]:g}), got {thetas[0]:g}")
-    return typing.cast(float | None, thetas[0])
-
-
-def _read_yarn(section: JsonFields) -> YarnConfig | None:
-    spellings = [name for name in ("rope_type", "type") if section.has(name)] or ["rope_type"]
-    kinds = [section.choice(name, ("yarn", "default"), required=True) for name in spellings]
-    if kinds != ["yarn"] * len(kinds):
-        if len({*kinds}) > 1:
-            section.problem("type must be the same as rope_type")
-        return None
-    section.fixed("attention_factor", 1.0)
-    section.fixed("truncate", True)
-    values = {field: section.read(name, YarnConfig, field) for field, name in _YARN_NAMES.items()}
-    if None in values.values():
-        return None
-    try:
-        return YarnConfig(**values)
-    except ConfigError as error:
-        section.problem(str(error))
-        return None
-
-
 def config_to_json(config: ModelConfig) -> dict[str, Any]:
     """What to write to config.json; ``config_from_json`` gives the same config back.
 
@@ -292,29 +229,7 @@ def config_to_json(config: ModelConfig) -> dict[str, Any]:
     data |= {"qk_rope_head_dim": config.rope_dim, "swiglu_limit": config.swiglu_limit or 0.0}
     eos_ids: list[int] | int | None = list(config.eos_ids) or None
     data["eos_token_id"] = config.eos_ids[0] if len(config.eos_ids) == 1 else eos_ids
-    return data | _ARCHITECTURE | layers_to_json(config) | _rotations_to_json(config) | _storage_to_json(config)
-
-
-def _rotations_to_json(config: ModelConfig) -> dict[str, Any]:
-    compress = _yarn_to_json(config.compressed_rope.yarn)
-    if config.rope.yarn is None:
-        return {
-            "rope_theta": config.rope.theta,
-            "compress_rope_theta": config.compressed_rope.theta,
-            "rope_scaling": {"type": compress.pop("rope_type"), **compress},
-        }
-    return {
-        "rope_parameters": {
-            "main": {"rope_theta": config.rope.theta, **_yarn_to_json(config.rope.yarn)},
-            "compress": {"rope_theta": config.compressed_rope.theta, **compress},
-        }
-    }
-
-
-def _yarn_to_json(yarn: YarnConfig | None) -> dict[str, Any]:
-    if yarn is None:
-        return {"rope_type": "default"}
-    return {"rope_type": "yarn"} | {name: getattr(yarn, field) for field, name in _YARN_NAMES.items()}
+    return data | _ARCHITECTURE | layers_to_json(config) | rotations_to_json(config) | _storage_to_json(config)
 
 
 def _storage_to_json(config: ModelConfig) -> dict[str, Any]:
@@ -324,7 +239,7 @@ def _storage_to_json(config: ModelConfig) -> dict[str, Any]:
         dtype = config.storage
     data: dict[str, Any] = {"torch_dtype": dtype}
     if quantized:
-        data["quantization_config"] = _QUANTIZATION
+        data["quantization_config"] = copy.deepcopy(_QUANTIZATION)
         data["expert_dtype"] = "fp4" if config.storage == "official" else "fp8"
     if config.official_rounding != quantized:
         data["official_rounding"] = config.official_rounding

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pelagos.common.device import parse_device
-from pelagos.common.errors import ConfigError, ResourceError, UsageError
+from pelagos.common.errors import ResourceError, UsageError
 from pelagos.model.checkpoint import Checkpoint, open_checkpoint
 from pelagos.model.config import ModelConfig
 from pelagos.model.layers import StoredWeights
@@ -34,7 +34,9 @@ def load_model(
     """See ``Model.load``."""
     target = parse_device(str(device))
     if dtype is not None and dtype not in _DTYPES:
-        raise UsageError(f"dtype must be one of {', '.join(str(d).removeprefix('torch.') for d in _DTYPES)}, got {dtype}")
+        raise UsageError(
+            f"dtype must be one of {', '.join(str(d).removeprefix('torch.') for d in _DTYPES)}, got {dtype}"
+        )
     folder = Path(path_or_preset)
     if folder.is_dir() or str(path_or_preset) not in PRESETS:
         checkpoint = open_checkpoint(folder)
@@ -111,8 +113,8 @@ def _check_size(config: ModelConfig) -> None:
     needed = sum(4 * math.prod(spec.shape) for spec in tensor_specs(config))
     if needed > _RANDOM_LIMIT:
         raise ResourceError(
-            f"random weights for this preset would take {needed / 2**30:,.0f} GiB, at most {_RANDOM_LIMIT >> 30} GiB are "
-            "made: give the folder of a checkpoint, or a smaller preset"
+            f"random weights for this preset would take {needed / 2**30:,.0f} GiB, at most {_RANDOM_LIMIT >> 30} GiB "
+            "are made: give the folder of a checkpoint, or a smaller preset"
         )
 
 
@@ -134,6 +136,6 @@ def random_values(config: ModelConfig, *, seed: int) -> Callable[[TensorSpec], T
             return 1.0 + 0.5 * noise
         if len(spec.shape) == 1 or spec.name.endswith(".ape"):
             return 0.7 * noise
-        return noise * spec.shape[-1] ** -0.5
+        return noise / math.sqrt(spec.shape[-1])
 
     return value_of

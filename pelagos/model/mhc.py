@@ -52,7 +52,5 @@ class StreamHead(nn.Module):
 
     def forward(self, streams: Tensor) -> Tensor:
         """[T, M, D] -> [T, D]."""
-        pre = mhc_head_weights(
-            streams, self.fn, self.base, self.scale, norm_eps=self.norm_eps, hc_eps=self.hc_eps
-        )
+        pre = mhc_head_weights(streams, self.fn, self.base, self.scale, norm_eps=self.norm_eps, hc_eps=self.hc_eps)
         return mhc_collapse(streams, pre)

@@ -54,7 +54,7 @@ class Experts(StoredWeights):
         out = x.new_zeros(num_tokens * num_chosen, x.shape[1], dtype=torch.float32)
         order = torch.sort(chosen.flatten(), stable=True)
         experts, counts = torch.unique_consecutive(order.values, return_counts=True)
-        for expert, places in zip(experts.tolist(), order.indices.split(counts.tolist()), strict=True):
+        for expert, places in zip(experts.tolist(), torch.split(order.indices, counts.tolist()), strict=True):
             out[places] = self._expert(expert, x[places // num_chosen], weights.flatten()[places])
         return ordered_sum(out.view(num_tokens, num_chosen, -1), 1)
 
@@ -83,7 +83,8 @@ class SharedExpert(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[T, D] -> [T, D] float32."""
         gate, up = (w(x, out_dtype=torch.float32) for w in (self.w1, self.w3))
-        return self.w2(clamped_swiglu(gate, up, self.limit).to(x.dtype), out_dtype=torch.float32)
+        y: Tensor = self.w2(clamped_swiglu(gate, up, self.limit).to(x.dtype), out_dtype=torch.float32)
+        return y
 
 
 class MoE(nn.Module):
@@ -96,4 +97,5 @@ class MoE(nn.Module):
     def forward(self, x: Tensor, token_ids: Tensor) -> Tensor:
         """x: [T, D] -> [T, D]. token_ids: [T], used by hash routers."""
         chosen, weights = self.gate(x, token_ids)
-        return (self.experts(x, chosen, weights) + self.shared_experts(x)).to(x.dtype)
+        y: Tensor = self.experts(x, chosen, weights) + self.shared_experts(x)
+        return y.to(x.dtype)

@@ -45,7 +45,7 @@ class Recoder:
         stored = self._stored(name)
         for start, stop in _row_pieces(stored.shape):
             piece = _rows(stored, start, stop).to(dtype)
-            if dtype.is_floating_point and not piece.isfinite().all():
+            if dtype.is_floating_point and not _is_finite(piece):
                 self._fail(name, f"holds NaN, infinity or a number too large for {str(dtype).removeprefix('torch.')}")
             yield piece
 
@@ -88,6 +88,11 @@ def _row_pieces(shape: tuple[int, ...]) -> Iterator[tuple[int, int]]:
 
 def _rows(stored: Tensor | QuantizedMatrix, start: int, stop: int) -> Tensor:
     return stored.decode_rows(start, stop) if isinstance(stored, QuantizedMatrix) else stored[start:stop]
+
+
+def _is_finite(piece: Tensor) -> bool:
+    """Of a piece that is not empty. Both bounds are NaN where a value is; far faster than a test of each value."""
+    return all(bound.isfinite().item() for bound in torch.aminmax(piece))
 
 
 def _encode(rows: Tensor, kind: str, scales: Tensor | None) -> QuantizedMatrix:

@@ -11,7 +11,8 @@ from pelagos.model.config import RopeConfig
 def rope_frequencies(config: RopeConfig, rope_dim: int) -> Tensor:
     """Angles per position, [rope_dim / 2] float32: theta^(−2i/rope_dim), YaRN-interpolated where configured.
 
-    The arithmetic follows the order in which the public implementations round, so that the tables are equal bit for bit.
+    The arithmetic follows the order in which the public implementations round, so that the tables are equal bit for
+    bit.
     """
     exponents = torch.arange(0, rope_dim, 2, dtype=torch.float32, device="cpu") / rope_dim
     powers = config.theta**exponents

@@ -141,9 +141,7 @@ class State:
     num_tokens: int = 0
 
     @staticmethod
-    def new(
-        config: ModelConfig, layers: tuple[LayerConfig, ...], dtype: torch.dtype, device: torch.device
-    ) -> "State":
+    def new(config: ModelConfig, layers: tuple[LayerConfig, ...], dtype: torch.dtype, device: torch.device) -> "State":
         return State(layers=[LayerState.new(layer_shape(config, layer), dtype, device) for layer in layers])
 
     @property

@@ -51,10 +51,10 @@ class Model(nn.Module):
     ) -> "Model":
         """A model from a checkpoint folder, or a preset with random weights (same weights every time).
 
-        Weights stay memory-mapped and in their stored format until an op needs them. ``dtype``: of activations, float32,
-        bfloat16 or float16; None: what the config says. ``official_rounding``: the served model's low-precision steps;
-        None: what the config says (on for quantised checkpoints). Raises CheckpointError, ConfigError, UsageError or
-        ResourceError before memory is taken.
+        Weights stay memory-mapped and in their stored format until an op needs them. ``dtype``: of activations,
+        float32, bfloat16 or float16; None: what the config says. ``official_rounding``: the served model's
+        low-precision steps; None: what the config says (on for quantised checkpoints). Raises CheckpointError,
+        ConfigError, UsageError or ResourceError before memory is taken.
         """
         from pelagos.model.loading import load_model
 
@@ -80,8 +80,8 @@ class Model(nn.Module):
         """Read the next tokens of a sequence and advance its state.
 
         token_ids: T >= 1 ids from 0 to V − 1. Returns float32 logits of the last ``num_logits`` tokens (None: of all),
-        [num_logits, V]. How a sequence is cut into calls does not change a bit of them. Raises UsageError for ids out of
-        range and for sequences beyond ``config.max_positions``; the state is then untouched.
+        [num_logits, V]. How a sequence is cut into calls does not change a bit of them. Raises UsageError for ids
+        out of range and for sequences beyond ``config.max_positions``; the state is then untouched.
         """
         return self.step_batch([token_ids], [state], num_logits=num_logits)[0]
 

@@ -1,1 +1,2 @@
-"""Numeric functions of the model. ``contract`` lists them, ``reference`` defines them, ``dispatch`` says which code runs."""
+"""Numeric functions of the model. ``contract`` lists them, ``reference`` defines them, ``dispatch`` says which code
+runs."""

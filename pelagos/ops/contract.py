@@ -1,8 +1,8 @@
 """Every op of the model: its definition, how far a faster implementation may be off, and cases to check it with.
 
-A case is a dict of keyword arguments. ``per_row`` names the arguments whose first dimension is that of the result: a row
-of the result may depend on the same row of those, on the whole of the others, and on nothing else. That is checked for
-the reference by ``tests/ops/test_contract.py``, and is to be checked for every other implementation.
+A case is a dict of keyword arguments. ``per_row`` names the arguments whose first dimension is that of the result: a
+row of the result may depend on the same row of those, on the whole of the others, and on nothing else. That is
+checked for the reference by ``tests/ops/test_contract.py``, and is to be checked for every other implementation.
 """
 
 from collections.abc import Callable, Iterator
@@ -164,9 +164,7 @@ def _attend_cases(g: Generator) -> Iterator[Case]:
             case: Case = {
                 "q": 3.0 * _noise(g, queries, heads, size),
                 "positions": torch.arange(start, start + queries),
-                "window": attention.WindowRows(
-                    rows=_noise(g, window - 1 + queries, size), start=first, size=window
-                ),
+                "window": attention.WindowRows(rows=_noise(g, window - 1 + queries, size), start=first, size=window),
                 "sink": _noise(g, heads),
             }
             yield case
@@ -201,26 +199,18 @@ def _swiglu_cases(g: Generator) -> Iterator[Case]:
 
 OPS: dict[str, Op] = {
     "linear": Op(reference=linear.linear, tolerance=1e-5, per_row=("x",), cases=_linear_cases),
-    "grouped_linear": Op(
-        reference=linear.grouped_linear, tolerance=1e-5, per_row=("x",), cases=_grouped_linear_cases
-    ),
+    "grouped_linear": Op(reference=linear.grouped_linear, tolerance=1e-5, per_row=("x",), cases=_grouped_linear_cases),
     "rms_norm": Op(reference=norm_rope.rms_norm, tolerance=1e-5, per_row=("x",), cases=_rms_norm_cases),
     "head_norm": Op(reference=norm_rope.head_norm, tolerance=1e-5, per_row=("x",), cases=_head_norm_cases),
     "rotation": Op(reference=norm_rope.rotation, tolerance=1e-6, per_row=("positions",), cases=_rotation_cases),
     "rotate": Op(reference=norm_rope.rotate, tolerance=1e-6, per_row=("x", "cos", "sin"), cases=_rotate_cases),
     "mhc_weights": Op(reference=mhc.mhc_weights, tolerance=1e-5, per_row=("streams",), cases=_mhc_cases),
-    "mhc_head_weights": Op(
-        reference=mhc.mhc_head_weights, tolerance=1e-5, per_row=("streams",), cases=_mhc_head_cases
-    ),
-    "mhc_collapse": Op(
-        reference=mhc.mhc_collapse, tolerance=1e-5, per_row=("streams", "pre"), cases=_collapse_cases
-    ),
+    "mhc_head_weights": Op(reference=mhc.mhc_head_weights, tolerance=1e-5, per_row=("streams",), cases=_mhc_head_cases),
+    "mhc_collapse": Op(reference=mhc.mhc_collapse, tolerance=1e-5, per_row=("streams", "pre"), cases=_collapse_cases),
     "mhc_expand": Op(
         reference=mhc.mhc_expand, tolerance=1e-5, per_row=("streams", "y", "post", "mix"), cases=_expand_cases
     ),
-    "pool_window": Op(
-        reference=compressor.pool_window, tolerance=1e-5, per_row=("values", "gates"), cases=_pool_cases
-    ),
+    "pool_window": Op(reference=compressor.pool_window, tolerance=1e-5, per_row=("values", "gates"), cases=_pool_cases),
     "index_scores": Op(
         reference=indexer.index_scores, tolerance=1e-5, per_row=("q", "head_weights"), cases=_index_score_cases
     ),
@@ -243,7 +233,5 @@ OPS: dict[str, Op] = {
     "routing_weights": Op(
         reference=moe.routing_weights, tolerance=1e-5, per_row=("scores", "chosen"), cases=_routing_cases
     ),
-    "clamped_swiglu": Op(
-        reference=moe.clamped_swiglu, tolerance=1e-5, per_row=("gate", "up"), cases=_swiglu_cases
-    ),
+    "clamped_swiglu": Op(reference=moe.clamped_swiglu, tolerance=1e-5, per_row=("gate", "up"), cases=_swiglu_cases),
 }

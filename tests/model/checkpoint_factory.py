@@ -94,7 +94,6 @@ def hf_model() -> DeepseekV4ForCausalLM:
     return oracle_model(config, seed=3)
 
 
-@cache
 def main_tensors() -> dict[str, Tensor]:
     """The model's weights under official names, float32 (ids int64)."""
     return {name: tensor.detach().contiguous() for name, tensor in official_tensors(hf_model()).items()}
@@ -126,15 +125,21 @@ def module_tensors() -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in hf_model().state_dict().items()}
 
 
-def packed(tensors: dict[str, Tensor], *, base: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Tensors as the released files hold them, and the float32 values those files mean.
+def packed(*, base: bool = False) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """All tensors as the released files hold them, and the float32 values those files mean.
 
     Some blocks get a larger scale than their largest value asks for, as in a checkpoint trained in low precision.
     """
+    stored, values = _packed(base)
+    return dict(stored), dict(values)
+
+
+@cache
+def _packed(base: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     stored: dict[str, Tensor] = {}
     values: dict[str, Tensor] = {}
     rng = np.random.default_rng(6)
-    for name, tensor in tensors.items():
+    for name, tensor in all_tensors().items():
         if FP8.search(name) or FP4.search(name):
             fp4 = FP4.search(name) is not None and not base
             codes, scales, value = quantize(tensor.numpy(), fp4=fp4, rng=rng, any_scale=base)
@@ -149,9 +154,12 @@ def packed(tensors: dict[str, Tensor], *, base: bool = False) -> tuple[dict[str,
 
 
 def quantize(
-    w: np.ndarray, *, fp4: bool, rng: np.random.Generator, any_scale: bool = False
+    w: np.ndarray, *, fp4: bool, rng: np.random.Generator | None = None, any_scale: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, scales and values of a matrix, block by block. ``any_scale``: float32 scales that are no powers of two."""
+    """Codes, scales and values of a matrix, block by block. ``rng``: some scales are twice as large as they need to be.
+
+    ``any_scale``: float32 scales that are no powers of two.
+    """
     rows, cols = (1, 32) if fp4 else (128, 128)
     code_type, top = (ml_dtypes.float4_e2m1fn, 6.0) if fp4 else (ml_dtypes.float8_e4m3fn, 448.0)
     codes = np.zeros(w.shape, code_type)
@@ -160,8 +168,9 @@ def quantize(
     for i in range(scales.shape[0]):
         for j in range(scales.shape[1]):
             block = np.s_[i * rows : (i + 1) * rows, j * cols : (j + 1) * cols]
-            scale = 2.0 ** (np.ceil(np.log2(np.abs(w[block]).max() / top)) + rng.integers(0, 2))
-            scales[i, j] = scale * (rng.uniform(1, 2) if any_scale else 1)
+            scales[i, j] = 2.0 ** np.ceil(np.log2(np.abs(w[block]).max() / top))
+            if rng is not None:
+                scales[i, j] *= rng.uniform(1, 2) if any_scale else rng.integers(1, 3)
             codes[block] = (w[block] / scales[i, j]).astype(code_type)
             values[block] = codes[block].astype(np.float32) * scales[i, j]
     if fp4:
@@ -199,7 +208,7 @@ def write_index(folder: Path, weight_map: dict[str, str], total_size: int) -> No
 
 def official_folder(folder: Path) -> tuple[Path, dict[str, Tensor]]:
     """A checkpoint as released, in three files, and the values it means."""
-    stored, values = packed(all_tensors())
+    stored, values = packed()
     return write_folder(folder, OFFICIAL_CONFIG, stored), values
 
 

@@ -1,5 +1,5 @@
-"""transformers' DeepseekV4ForCausalLM as the oracle: random configs, random weights, and the same weights under official
-names. The name mapping here is written apart from the project's own, so that names are tested too."""
+"""transformers' DeepseekV4ForCausalLM as the oracle: random configs, random weights, and the same weights under
+official names. The name mapping here is written apart from the project's own, so that names are tested too."""
 
 import random
 import re
@@ -74,7 +74,7 @@ def random_config(seed: int) -> DeepseekV4Config:
         "o_lora_rank": draw.choice([5, 12, 16]),
         "n_routed_experts": experts,
         "num_experts_per_tok": draw.randint(1, 4),
-        "sliding_window": draw.choice([1, 3, 16, 64, 128]),
+        "sliding_window": draw.choice([2, 3, 16, 64, 128]),  # transformers keeps all rows with 1
         "index_n_heads": draw.choice([16, 24]),
         "index_head_dim": draw.choice([16, 24, 32]),
         "index_topk": draw.choice([5, 9, 40, 512]),
@@ -92,8 +92,8 @@ def random_config(seed: int) -> DeepseekV4Config:
     return oracle_config(**changes)
 
 
-def oracle_model(config: DeepseekV4Config, seed: int, *, badly_scaled: bool = False) -> DeepseekV4ForCausalLM:
-    """A float32 model in which no tensor is idle. ``badly_scaled``: matrices and norms up to 8 times too large or small."""
+def oracle_model(config: DeepseekV4Config, seed: int, *, scale: float = 1.0) -> DeepseekV4ForCausalLM:
+    """A float32 model in which no tensor is idle. ``scale``: each tensor may be this much too large or small."""
     torch.manual_seed(seed)
     model = DeepseekV4ForCausalLM(config).float().eval()
     generator = torch.Generator().manual_seed(seed)
@@ -113,8 +113,8 @@ def oracle_model(config: DeepseekV4Config, seed: int, *, badly_scaled: bool = Fa
             value = 0.7 * noise
         else:
             value = noise / tensor.shape[-1] ** 0.5
-        if badly_scaled and not name.endswith("tid2eid"):
-            value = value * draw.choice([0.125, 1.0, 1.0, 8.0])
+        if not name.endswith("tid2eid"):
+            value = value * draw.choice([1.0 / scale, 1.0, 1.0, scale])
         tensor.data.copy_(value)
     return model
 

@@ -2,6 +2,7 @@ import json
 import os
 import struct
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from torch import Tensor
 from pelagos.common.errors import CheckpointError
 from pelagos.formats.matrix import QuantizedMatrix
 from pelagos.model.checkpoint import Checkpoint, open_checkpoint
+from pelagos.model.config import ModelConfig
 from pelagos.model.config_json import config_to_json
 from pelagos.model.presets import preset
 from pelagos.model.tensors import stored_tensors
@@ -68,7 +70,7 @@ def test_the_released_layout_means_what_it_says(tmp_path: Path) -> None:
 
 
 def test_stored_says_what_is_in_the_files(tmp_path: Path) -> None:
-    stored, _ = packed(all_tensors())
+    stored, _ = packed()
     checkpoint = open_checkpoint(write_folder(tmp_path, OFFICIAL_CONFIG, stored))
     assert checkpoint.stored.keys() == stored.keys()
     for name, tensor in stored.items():
@@ -80,7 +82,7 @@ def test_stored_says_what_is_in_the_files(tmp_path: Path) -> None:
 
 
 def test_the_base_layout_means_what_it_says(tmp_path: Path) -> None:
-    stored, values = packed(all_tensors(), base=True)
+    stored, values = packed(base=True)
     stored["mtp.0.emb.tok_emb.weight"] = torch.ones(97, 160, dtype=torch.bfloat16)
     stored["mtp.0.head.weight"] = torch.ones(97, 160, dtype=torch.bfloat16)
     checkpoint = open_checkpoint(write_folder(tmp_path, BASE_CONFIG, stored, num_files=1))
@@ -138,7 +140,7 @@ def test_draft_blocks_that_the_config_does_not_know_are_ignored(tmp_path: Path) 
 
 
 def test_other_dtypes_that_a_role_allows(tmp_path: Path) -> None:
-    stored, _ = packed(all_tensors())
+    stored, _ = packed()
     changed = dict(stored)
     for name, tensor in stored.items():
         if tensor.dtype == torch.int8:
@@ -157,7 +159,7 @@ def test_other_dtypes_that_a_role_allows(tmp_path: Path) -> None:
 
 
 def test_scales_under_their_older_name(tmp_path: Path) -> None:
-    stored, _ = packed(all_tensors())
+    stored, _ = packed()
     renamed = {
         name.removesuffix("scale") + "weight_scale_inv" if name.endswith(".scale") else name: tensor
         for name, tensor in stored.items()
@@ -213,9 +215,8 @@ def test_a_name_that_is_not_there_is_a_key_error(tmp_path: Path) -> None:
         checkpoint.tensor("layers.7.attn.wq_a.weight")
 
 
-def sparse_folder(folder: Path, name: str) -> tuple[int, int]:
-    """A released checkpoint without its data: config, index, and files with true headers and holes behind them."""
-    config = preset(name)
+def sparse_folder(folder: Path, config: ModelConfig) -> tuple[int, int]:
+    """A checkpoint without its data: config, index, and files with true headers and holes behind them."""
     (folder / "config.json").write_text(json.dumps(config_to_json(config)))
     files: list[dict[str, dict[str, object]]] = []
     weight_map, total, end = {}, 0, 0
@@ -238,20 +239,27 @@ def sparse_folder(folder: Path, name: str) -> tuple[int, int]:
     return len(weight_map), total
 
 
-@pytest.mark.parametrize(
-    ("name", "num_names", "num_bytes"),
-    [("flash", 69_187, 159_609_485_896), ("flash-0731", 72_317, 166_878_536_440)],
-)
-def test_a_checkpoint_larger_than_memory_opens_in_seconds(
-    name: str, num_names: int, num_bytes: int, tmp_path: Path
-) -> None:
-    assert sparse_folder(tmp_path, name) == (num_names, num_bytes)
+def test_a_checkpoint_larger_than_memory_opens_in_seconds(tmp_path: Path) -> None:
+    num_names, num_bytes = 69_187, 159_609_485_896  # as published for Flash
+    assert sparse_folder(tmp_path, preset("flash")) == (num_names, num_bytes)
     start = time.process_time()
     checkpoint = open_checkpoint(tmp_path)
     seconds = time.process_time() - start
     assert len(checkpoint.stored) == num_names
     assert sum(stored.num_bytes for stored in checkpoint.stored.values()) == num_bytes
     assert (checkpoint.ignored, checkpoint.notes) == ((), ())
-    assert checkpoint.config == preset(name)
+    assert checkpoint.config == preset("flash")
     assert seconds < 6  # under 2 on an idle machine
     assert checkpoint.matrix("layers.42.ffn.experts.255.w2.weight").shape == (4096, 2048)
+
+
+@pytest.mark.parametrize("num_blocks", [1, 2, 3])
+def test_dspark_blocks_are_counted_by_their_names(num_blocks: int, tmp_path: Path) -> None:
+    config = replace(preset("tiny"), mtp_layers=(), num_dspark_blocks=num_blocks, dspark_markov_rank=8)
+    sparse_folder(tmp_path, config)
+    data = config_to_json(replace(config, num_dspark_blocks=3)) | {"num_nextn_predict_layers": 1}
+    (tmp_path / "config.json").write_text(json.dumps(data))
+    checkpoint = open_checkpoint(tmp_path)
+    assert checkpoint.config.num_dspark_blocks == num_blocks
+    assert f"mtp.{num_blocks - 1}.markov_head.markov_w1.weight" in checkpoint.stored
+    assert checkpoint.notes == (() if num_blocks == 3 else (f"{num_blocks} DSpark blocks are stored, not 3",))

@@ -109,9 +109,7 @@ def test_beside_other_sequences(dtype: torch.dtype, official_rounding: bool) -> 
     while waiting := [i for i, ids in enumerate(prompts) if at[i] < len(ids)]:
         batch = draw.sample(waiting, draw.randint(1, len(waiting)))
         pieces = [prompts[i][at[i] : at[i] + draw.choice([1, 7, 64, 129])] for i in batch]
-        for i, piece, logits in zip(
-            batch, pieces, model.step_batch(pieces, [states[i] for i in batch]), strict=True
-        ):
+        for i, piece, logits in zip(batch, pieces, model.step_batch(pieces, [states[i] for i in batch]), strict=True):
             got[i].append(logits)
             at[i] += len(piece)
     for parts, whole in zip(got, alone, strict=True):

@@ -46,8 +46,8 @@ def test_draft_logits(length: int) -> None:
 
 def test_official_rounding() -> None:
     """A value next to a rounding border may fall to the other side in float64; it then shifts the logits from its
-    position on, by little. So nearly all positions must agree closely and all of them roughly, while the rounding itself
-    moves every position by far more."""
+    position on, by little. So nearly all positions must agree closely and all of them roughly, while the rounding
+    itself moves every position by far more."""
     model, ids = Model.load("tiny", official_rounding=True), _prompt(290)
     expected = _naive(model.config).logits(ids)
     plain = Model.load("tiny").logits(ids)

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from hf_oracle import CSA, HCA, SWA, oracle_config, oracle_model, prompt, random_config, same_model
+from hf_oracle import CSA, HCA, SWA, official_tensors, oracle_config, oracle_model, prompt, random_config, same_model
+from naive import Naive
 from torch import Tensor
 from transformers import DeepseekV4Config, DeepseekV4ForCausalLM, DynamicCache
 
@@ -76,7 +77,9 @@ def _error(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-def _draw(config: DeepseekV4Config, seed: int, length: int, **kwargs: bool) -> tuple[DeepseekV4ForCausalLM, Model, list[int]]:
+def _draw(
+    config: DeepseekV4Config, seed: int, length: int, **kwargs: float
+) -> tuple[DeepseekV4ForCausalLM, Model, list[int]]:
     """Oracle, our model and a prompt without near-ties."""
     for attempt in range(20):
         oracle = oracle_model(config, seed + 1000 * attempt, **kwargs)
@@ -100,7 +103,7 @@ def _random_chunks(length: int, seed: int) -> list[int]:
 def test_random_configurations(seed: int) -> None:
     config = random_config(seed)
     longest = LENGTHS[-1 - seed % 6]
-    oracle, model, ids = _draw(config, seed, longest, badly_scaled=seed % 4 == 3)
+    oracle, model, ids = _draw(config, seed, longest, scale=4.0 if seed % 4 == 3 else 1.0)
     for length in {longest, LENGTHS[seed % len(LENGTHS)], LENGTHS[(seed * 7 + 3) % 8]}:
         part = ids[:length]
         assert _error(model.logits(part), _oracle_logits(oracle, [part])[0]) <= TOLERANCE
@@ -109,6 +112,16 @@ def test_random_configurations(seed: int) -> None:
     ours = _step_logits(model, ids[:length], chunks)
     assert _error(ours, _oracle_logits(oracle, [ids[:length]], chunks)[0]) <= TOLERANCE
     assert _error(ours, _oracle_logits(oracle, [ids[:length]])[0]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_badly_conditioned_weights_lose_no_more_than_the_oracle(seed: int) -> None:
+    """With tensors 8 times too large or small, rounding grows through the layers; float64 is then the judge."""
+    config = random_config(4 * seed + 3)
+    oracle, model, ids = _draw(config, seed, 257, scale=8.0)
+    exact = Naive(model.config, official_tensors(oracle)).logits(ids)
+    theirs = _error(_oracle_logits(oracle, [ids])[0], exact)
+    assert _error(model.logits(ids), exact) <= 3 * theirs + 1e-6
 
 
 def test_batch_of_four() -> None:

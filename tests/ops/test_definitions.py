@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pelagos.formats.matrix import quantize_fp4, quantize_fp8
-from pelagos.ops.reference import attention, compressor, elementwise, indexer, linear, mhc, moe, norm_rope
+from pelagos.ops.reference import attention, compressor, elementwise, indexer, linear, mhc, moe, norm_rope, row_products
 
 
 def _noise(*shape: int, seed: int = 0) -> Tensor:
@@ -23,13 +23,25 @@ def _close(a: Tensor, b: Tensor, tolerance: float = 2e-6) -> None:
 @pytest.mark.parametrize("size", [0, 1, 2, 3, 5, 8, 31, 1000])
 @pytest.mark.parametrize("dim", [0, 1, -1])
 def test_ordered_sum(size: int, dim: int) -> None:
-    x = _noise(4, 5, 6).narrow(dim, 0, 1).repeat_interleave(size, dim) * 1.5 if size else _noise(4, 5, 6).narrow(dim, 0, 0)
+    x = (
+        _noise(4, 5, 6).narrow(dim, 0, 1).repeat_interleave(size, dim) * 1.5
+        if size
+        else _noise(4, 5, 6).narrow(dim, 0, 0)
+    )
     _close(elementwise.ordered_sum(x, dim), x.double().sum(dim), 1e-6)
 
 
 def test_activations_do_not_depend_on_place() -> None:
     x = 6.0 * _noise(40_003)
-    for f in (elementwise.sigmoid, elementwise.silu, elementwise.softplus, torch.exp, torch.cos, torch.sin, torch.rsqrt):
+    for f in (
+        elementwise.sigmoid,
+        elementwise.silu,
+        elementwise.softplus,
+        torch.exp,
+        torch.cos,
+        torch.sin,
+        torch.rsqrt,
+    ):
         y = x.abs() if f is torch.rsqrt else x
         whole = f(y)
         for start, stop in ((0, 1), (1, 2), (3, 12), (17, 34_000), (40_002, 40_003)):
@@ -67,8 +79,8 @@ def test_linear_decodes_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_linear_falls_back_to_single_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     x, w = _noise(21, 33), _noise(5, 33, seed=1)
-    single = linear.Probe(tile_rows=1, reason="forced")
-    monkeypatch.setattr(linear, "probe_row_tile", lambda: single)
+    single = row_products.Probe(tile_rows=1, reason="forced")
+    monkeypatch.setattr(row_products, "probe_row_tile", lambda: single)
     whole = linear.linear(x, w)
     _close(whole, x.double() @ w.double().T)
     assert torch.equal(linear.linear(x[4:9], w), whole[4:9])
@@ -78,8 +90,8 @@ def test_probe_sees_a_machine_whose_rows_differ(monkeypatch: pytest.MonkeyPatch)
     def uneven(x: Tensor, w: Tensor, tile: int) -> Tensor:
         return x @ w.T + torch.arange(len(x)).unsqueeze(1) * 1e-3
 
-    monkeypatch.setattr(linear, "_tiled", uneven)
-    assert linear.probe_row_tile.__wrapped__().tile_rows == 1
+    monkeypatch.setattr(row_products, "_tiled", uneven)
+    assert row_products.probe_row_tile.__wrapped__().tile_rows == 1
 
 
 def test_grouped_linear_values() -> None:
@@ -241,7 +253,9 @@ def test_hadamard_is_sylvester_and_its_own_inverse(size: int) -> None:
 
 
 def test_routing() -> None:
-    assert moe.router_scores(torch.tensor([-2.0, 0.0, 2.0])).tolist() == pytest.approx([0.3563, 0.8326, 1.4584], abs=5e-5)
+    assert moe.router_scores(torch.tensor([-2.0, 0.0, 2.0])).tolist() == pytest.approx(
+        [0.3563, 0.8326, 1.4584], abs=5e-5
+    )
     scores = torch.tensor([[0.5, 0.9, 0.9, 0.1]])
     assert moe.top_experts(scores, torch.tensor([0.4, 0.0, 0.0, 9.0]), 3).tolist() == [[3, 0, 1]]
     weights = moe.routing_weights(scores, torch.tensor([[3, 0, 1]]), 1.5)

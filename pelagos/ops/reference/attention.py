@@ -1,9 +1,9 @@
 """Core attention over window rows and compressed rows, one softmax with a sink per head.
 
 A row is key and value at once. Rows are taken in blocks of 64 that start at fixed places (positions for the window, row
-numbers for compressed rows, list places for chosen rows), in that order, with a running maximum and sum. A block in which
-a query sees nothing changes nothing, to the bit; so a query's result does not depend on the chunk it came in, nor on rows
-that exist beyond what it sees.
+numbers for compressed rows, list places for chosen rows), in that order, with a running maximum and sum. A block in
+which a query sees nothing changes nothing, to the bit; so a query's result does not depend on the chunk it came in,
+nor on rows that exist beyond what it sees.
 
 Shapes: T queries, H heads, C head size, S rows, B rows of a block, K chosen rows.
 """
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pelagos.ops.reference.elementwise import ordered_sum
-from pelagos.ops.reference.linear import matmul_rows
+from pelagos.ops.reference.row_products import matmul_rows
 
 ROW_BLOCK = 64
 QUERY_TILE = 64
@@ -23,7 +23,8 @@ QUERY_TILE = 64
 
 @dataclass(frozen=True, kw_only=True)
 class WindowRows:
-    """Rows of consecutive positions. rows: [S, C], first at position ``start``; a query sees the last ``size`` up to it."""
+    """Rows of consecutive positions. rows: [S, C], first at position ``start``; a query sees the last ``size`` up to
+    it."""
 
     rows: Tensor
     start: int

@@ -25,6 +25,12 @@ def ordered_sum(x: Tensor, dim: int) -> Tensor:
     return x.squeeze(dim)
 
 
+def mean_square(x: Tensor) -> Tensor:
+    """Mean of x² over the last dim, float32, [..., D] -> [..., 1]."""
+    x = x.float()
+    return ordered_sum(x * x, -1).unsqueeze(-1) / x.shape[-1]
+
+
 def softmax(x: Tensor, dim: int) -> Tensor:
     """Softmax over ``dim`` in float32. -inf entries get weight 0; at least one entry must be finite."""
     x = x.float()

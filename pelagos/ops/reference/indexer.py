@@ -3,11 +3,13 @@
 Shapes: T queries, S rows, H indexer heads, C indexer head size, K kept rows.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from pelagos.ops.reference.elementwise import ordered_sum
-from pelagos.ops.reference.linear import matmul_rows
+from pelagos.ops.reference.row_products import matmul_rows
 
 ROW_BLOCK = 64
 QUERY_TILE = 64
@@ -52,7 +54,8 @@ def choose_rows(q: Tensor, head_weights: Tensor, rows: Tensor, num_visible: Tens
 
 
 def hadamard(x: Tensor) -> Tensor:
-    """Normalised Hadamard transform of the last dim (a power of two), natural order; its own inverse. Keeps the dtype."""
+    """Normalised Hadamard transform of the last dim (a power of two), natural order; its own inverse. Keeps the
+    dtype."""
     size = x.shape[-1]
     assert size & (size - 1) == 0, "hadamard: the last dim must be a power of two"
     y = x.float().unsqueeze(-1)
@@ -61,4 +64,5 @@ def hadamard(x: Tensor) -> Tensor:
         y = y.reshape(*x.shape[:-1], size // (2 * stride), 2, stride)
         y = torch.stack([y[..., 0, :] + y[..., 1, :], y[..., 0, :] - y[..., 1, :]], dim=-2)
         stride *= 2
-    return (y.reshape(x.shape) * size**-0.5).to(x.dtype)
+    y = y.reshape(x.shape) * (1.0 / math.sqrt(size))
+    return y.to(x.dtype)

@@ -1,38 +1,17 @@
-"""Matrix products in which a row's result does not depend on the other rows.
+"""Linear maps. Weights are float of any dtype, or in a stored format (FP8, FP4), decoded exactly.
 
-Library GEMMs choose their code by the number of rows, and their edge code may sum in another order. So rows are taken
-in tiles of one fixed height, padded with zeros; inner and outer sizes are padded to where the edge code agrees
-(measured: MKL differs only for odd inner sizes with few columns). ``probe_row_tile`` checks on the running machine
-that a row gives the same bits at every place in a tile; where it does not, tiles of one row are used, which is slower
-and right by construction.
-
-Shapes: T rows of activations, I inner size, N rows of the weight matrix (outputs).
+Shapes: T rows of activations, G groups, I inner size, N rows of the weight matrix (outputs).
 """
 
-from dataclasses import dataclass
-from functools import cache
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pelagos.formats.matrix import QuantizedMatrix
+from pelagos.ops.reference.row_products import OUTER_MULTIPLE, matmul_rows
 
-_TILE_ROWS = 16
-_INNER_MULTIPLE = 8
-_OUTER_MULTIPLE = 16
 _DECODED_BYTES = 32 << 20  # float32 weights decoded at a time, so that stored matrices never stand in memory twice
-_PROBE_SHAPES = ((8, 16), (24, 16), (64, 48), (128, 256), (512, 64), (1000, 128), (1024, 16))
 
 Matrix = Tensor | QuantizedMatrix
-
-
-@dataclass(frozen=True, kw_only=True)
-class Probe:
-    """What the row-invariance check found on this machine."""
-
-    tile_rows: int
-    reason: str
 
 
 def linear(x: Tensor, weight: Matrix, *, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -44,7 +23,7 @@ def linear(x: Tensor, weight: Matrix, *, out_dtype: torch.dtype | None = None) -
     rows = x.reshape(-1, x.shape[-1]).float()
     num_out, num_in = weight.shape
     assert rows.shape[1] == num_in, f"linear: x has {rows.shape[1]} columns, weight {num_in}"
-    step = max(_OUTER_MULTIPLE, _DECODED_BYTES // (4 * num_in) // 128 * 128)
+    step = max(OUTER_MULTIPLE, _DECODED_BYTES // (4 * num_in) // 128 * 128)
     blocks = [matmul_rows(rows, _decode(weight, n, min(n + step, num_out))) for n in range(0, num_out, step)]
     y = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=1)
     return y.to(out_dtype or x.dtype).reshape(*x.shape[:-1], num_out)
@@ -58,40 +37,6 @@ def grouped_linear(x: Tensor, weight: Matrix, *, num_groups: int) -> Tensor:
     size = weight.shape[0] // num_groups
     parts = [matmul_rows(x[:, g].float(), _decode(weight, g * size, (g + 1) * size)) for g in range(num_groups)]
     return torch.cat(parts, dim=1).to(x.dtype)
-
-
-def matmul_rows(x: Tensor, w: Tensor) -> Tensor:
-    """x [T, I] · w [N, I]ᵀ -> [T, N], all float32; each row's bits depend on that row and w alone."""
-    num_rows, num_out = x.shape[0], w.shape[0]
-    if num_rows == 0:
-        return x.new_zeros(0, num_out)
-    tile = probe_row_tile().tile_rows
-    x, w = _padded(x, tile, _INNER_MULTIPLE), _padded(w, _OUTER_MULTIPLE, _INNER_MULTIPLE)
-    return _tiled(x, w, tile)[:num_rows, :num_out]
-
-
-@cache
-def probe_row_tile() -> Probe:
-    """Choose the tile height for this machine, once per process."""
-    for num_in, num_out in _PROBE_SHAPES:
-        values = torch.arange(_TILE_ROWS * num_in + num_out * num_in, dtype=torch.float32)
-        noise = torch.frac(torch.sin(values + 1.0) * 43758.547) - 0.5
-        x, w = noise[: _TILE_ROWS * num_in].view(_TILE_ROWS, num_in), noise[_TILE_ROWS * num_in :].view(num_out, num_in)
-        expected = _tiled(x, w, _TILE_ROWS)
-        for shift in range(1, _TILE_ROWS):
-            if not torch.equal(_tiled(x.roll(shift, 0), w, _TILE_ROWS).roll(-shift, 0), expected):
-                return Probe(tile_rows=1, reason=f"rows of a {num_in}x{num_out} product depend on their place in a tile")
-    return Probe(tile_rows=_TILE_ROWS, reason=f"rows agree at every place of a {_TILE_ROWS}-row tile")
-
-
-def _tiled(x: Tensor, w: Tensor, tile: int) -> Tensor:
-    tiles = [F.linear(x[i : i + tile], w) for i in range(0, x.shape[0], tile)]
-    return tiles[0] if len(tiles) == 1 else torch.cat(tiles)
-
-
-def _padded(x: Tensor, row_multiple: int, column_multiple: int) -> Tensor:
-    rows, columns = -x.shape[0] % row_multiple, -x.shape[1] % column_multiple
-    return F.pad(x, (0, columns, 0, rows)) if rows or columns else x.contiguous()
 
 
 def _decode(weight: Matrix, start: int, stop: int) -> Tensor:

@@ -6,9 +6,8 @@ Shapes: T tokens, M streams, D width. All in float32; results that become activa
 import torch
 from torch import Tensor
 
-from pelagos.ops.reference.elementwise import ordered_sum, sigmoid, softmax
+from pelagos.ops.reference.elementwise import mean_square, ordered_sum, sigmoid, softmax
 from pelagos.ops.reference.linear import linear
-from pelagos.ops.reference.norm_rope import mean_square
 
 
 def mhc_weights(
@@ -17,7 +16,8 @@ def mhc_weights(
     """Collapse weights ``pre`` [T, M], write weights ``post`` [T, M] and stream mixing ``mix`` [T, M, M].
 
     streams: [T, M, D]; fn: [(2+M)·M, M·D]; base: [(2+M)·M]; scale: [3]. mix[j, k] is the share of stream j that goes to
-    stream k; Sinkhorn makes it doubly stochastic: softmax over k, columns, then ``iterations`` − 1 times rows and columns.
+    stream k; Sinkhorn makes it doubly stochastic: softmax over k, columns, then ``iterations`` − 1 times rows and
+    columns.
     """
     num = streams.shape[1]
     z = _projected(streams, fn, norm_eps)

@@ -6,13 +6,7 @@ Shapes: T tokens, C head size, R rotated dims at the end of a head (pairs of nei
 import torch
 from torch import Tensor
 
-from pelagos.ops.reference.elementwise import ordered_sum
-
-
-def mean_square(x: Tensor) -> Tensor:
-    """Mean of x² over the last dim, float32, [..., D] -> [..., 1]."""
-    x = x.float()
-    return ordered_sum(x * x, -1).unsqueeze(-1) / x.shape[-1]
+from pelagos.ops.reference.elementwise import mean_square
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

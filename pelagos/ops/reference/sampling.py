@@ -1,12 +1,12 @@
 """From logits to a token: penalties, temperature, top-k, top-p, min-p, choice.
 
-The order is that of Hugging Face's generation: penalties, temperature, then top-k, top-p and min-p, where each filter sees
-the distribution that the filter before it left, renormalised. A filtered-out token has the logit -inf.
+The order is that of Hugging Face's generation: penalties, temperature, then top-k, top-p and min-p, where each filter
+sees the distribution that the filter before it left, renormalised. A filtered-out token has the logit -inf.
 
-Every function takes one row ``[V]`` or many ``[N, V]``; a row's result is bit for bit the same in both, whatever the other
-rows hold and however many threads run. For that reason the only sum over the vocabulary is a running sum: it goes from the
-first entry to the last in every row, where a plain sum may be split among threads. Ties go to the smaller token id
-everywhere.
+Every function takes one row ``[V]`` or many ``[N, V]``; a row's result is bit for bit the same in both, whatever the
+other rows hold and however many threads run. For that reason the only sum over the vocabulary is a running sum: it goes
+from the first entry to the last in every row, where a plain sum may be split among threads. Ties go to the smaller
+token id everywhere.
 
 Shapes: N rows, V vocabulary, K chosen. A shape written ``[..., V]`` stands for both ``[V]`` and ``[N, V]``.
 """
@@ -35,8 +35,8 @@ def penalize_counts(logits: Tensor, counts: Tensor, presence: float, frequency: 
 
 
 def apply_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """Divide by a temperature above 0. The row's largest logit is subtracted first, which no later step can see and which
-    keeps the quotient finite for every temperature.
+    """Divide by a temperature above 0. The row's largest logit is subtracted first, which no later step can see and
+    which keeps the quotient finite for every temperature.
 
     logits [..., V] float32 -> [..., V] float64, largest entry 0.
     """

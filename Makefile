@@ -1,0 +1,62 @@
+# Everything runs in .venv, which the targets create. `make` alone lists them. GNU make 3.81 or later, any POSIX shell.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+NEEDED_MIB := 2048
+NEW_ENOUGH := sys.exit(sys.version_info < (3, 11))
+
+.PHONY: help install test test-all lint format constraints clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@echo "  PYTHON=...        the Python that makes .venv: 3.11 or later, by default the first one found"
+
+# The stamp holds what .venv was made from: this folder and the two files. Where it is right, nothing is installed and no
+# network is needed.
+install: ## make .venv with Pelagos and its test tools, again when pyproject.toml or constraints.txt has changed
+	@set -e; found=; \
+	made_from=$$(pwd; cat pyproject.toml constraints.txt | cksum); \
+	if [ -x $(BIN)/python ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$made_from" ]; then exit 0; fi; \
+	if ! $(BIN)/python -c 'import sys, pip; $(NEW_ENOUGH)' 2>/dev/null; then \
+		for candidate in $${PYTHON:-python3.11 python3.12 python3.13 python3 python}; do \
+			if "$$candidate" -c 'import sys, venv, ensurepip; $(NEW_ENOUGH)' 2>/dev/null; then found=$$candidate; break; fi; \
+		done; \
+		if [ -z "$$found" ]; then \
+			echo "No Python 3.11 or later with its venv module was found (looked for" \
+				"$${PYTHON:-python3.11, python3.12, python3.13, python3, python})." \
+				"Install one, or name one: make PYTHON=/path/to/python3.11 test" >&2; exit 1; fi; \
+		free=$$(df -Pk . | awk 'NR == 2 { print int($$4 / 1024) }'); \
+		if [ "$$free" -lt $(NEEDED_MIB) ]; then \
+			echo "The disk of this folder has $$free MiB left, and .venv needs about $(NEEDED_MIB) MiB" \
+				"(with a CUDA build of torch 7000)." >&2; exit 1; fi; \
+		echo "Making .venv with $$("$$found" --version)"; \
+		"$$found" -m venv --clear $(VENV); \
+	fi; \
+	echo "Installing Pelagos and its test tools in .venv"; \
+	$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt -e '.[test]'; \
+	printf '%s\n' "$$made_from" > $(STAMP)
+
+test: lint ## lint, then all tests but the slow ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 -m "not slow"
+
+test-all: lint ## lint, then all tests: minutes and gigabytes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+lint: install ## check style and types
+	$(BIN)/python -m ruff check
+	$(BIN)/python -m ruff format --check
+	$(BIN)/python -m mypy
+
+format: install ## mend the style where that needs no thought
+	$(BIN)/python -m ruff check --fix
+	$(BIN)/python -m ruff format
+
+constraints: install ## write the versions that .venv holds to constraints.txt
+	@echo '# The tested versions, written by "make constraints": no local tags, no GPU packages, not this project.' > $(VENV)/new
+	@$(BIN)/python -m pip freeze --exclude-editable | sed 's/+.*//' | grep -v -i -E '^(nvidia-|triton)' >> $(VENV)/new
+	mv $(VENV)/new constraints.txt
+
+clean: ## remove caches and build outputs, but not .venv
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name $(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +

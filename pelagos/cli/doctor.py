@@ -1,0 +1,201 @@
+"""``pelagos doctor``: what this machine can do, what runs on it and why, and what is known to be wrong with it."""
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pelagos.cli.options import Json, Threads, use_threads
+from pelagos.common import env
+
+if TYPE_CHECKING:
+    from pelagos.common.device import Machine
+    from pelagos.ops.dispatch import Choice
+    from pelagos.ops.reference.row_products import Probe
+
+LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "deepseek-recipe", "typer", "rich")
+MEASURE_SECONDS = 0.5  # of each rate
+READ_BYTES = 256 << 20  # more than most processors have as cache
+MATRIX_SIZE = 1024
+NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Measured on the CPU with ``num_threads`` threads: bytes per second of a sum over a large float32 tensor, and
+    floating-point operations per second of a square float32 matrix product."""
+
+    num_threads: int
+    read_bytes_per_second: float
+    float32_flops: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All that ``pelagos doctor`` says. ``libraries`` maps a name to its version, None if it is not installed."""
+
+    pelagos: str
+    machine: "Machine"
+    libraries: dict[str, str | None]
+    ops: "list[Choice]"
+    row_tile: "Probe"
+    rates: Rates
+    problems: list[str]
+
+
+def doctor_command(threads: Threads = None, as_json: Json = False) -> None:
+    """Show the machine, the libraries, the code that runs each op and why, measured speeds, and known problems.
+
+    Takes a few seconds. The JSON object has the keys pelagos, machine, libraries, ops, row_tile, rates and problems;
+    sizes are in bytes, rates in bytes or operations per second; null is what the system does not say.
+    """
+    report = examine(use_threads(threads))
+    if as_json:
+        print(json.dumps(asdict(report)))
+    else:
+        _print(report)
+
+
+def examine(num_threads: int) -> Report:
+    """Look at the machine and measure it with the CPU threads that torch runs on now, ``num_threads`` of them."""
+    from pelagos.common.device import describe_machine
+    from pelagos.ops.dispatch import choices
+    from pelagos.ops.reference.row_products import probe_row_tile
+
+    machine, row_tile = describe_machine(), probe_row_tile()
+    libraries = {name: _version(name) for name in LIBRARIES}
+    return Report(
+        pelagos=metadata.version("pelagos"),
+        machine=machine,
+        libraries=libraries,
+        ops=choices(),
+        row_tile=row_tile,
+        rates=measure(num_threads),
+        problems=find_problems(machine, libraries, row_tile, num_threads, has_nvidia_driver=NVIDIA_DRIVER.exists()),
+    )
+
+
+def measure(num_threads: int) -> Rates:
+    """Measure for about one second; the best of the runs counts, because others can only slow a run down."""
+    import torch
+
+    data = torch.ones(READ_BYTES // 4)
+    matrix = torch.ones(MATRIX_SIZE, MATRIX_SIZE)
+    return Rates(
+        num_threads=num_threads,
+        read_bytes_per_second=READ_BYTES / _best_seconds(data.sum),
+        float32_flops=2 * MATRIX_SIZE**3 / _best_seconds(lambda: matrix @ matrix),
+    )
+
+
+def find_problems(
+    machine: "Machine",
+    libraries: dict[str, str | None],
+    row_tile: "Probe",
+    num_threads: int,
+    *,
+    has_nvidia_driver: bool,
+) -> list[str]:
+    """What is known to be wrong with this machine or installation: one sentence each, with what to do."""
+    problems = [
+        f"{name} is not installed, and Pelagos needs it: install Pelagos again with pip"
+        for name, version in libraries.items()
+        if version is None
+    ]
+    if row_tile.tile_rows == 1:
+        problems.append(f"matrix products run row by row, which makes long prompts slow: {row_tile.reason}")
+    if num_threads > machine.num_usable_cores:
+        problems.append(
+            f"{num_threads} threads share {machine.num_usable_cores} usable cores and wait for each other in every "
+            f"operation: use --threads {machine.num_usable_cores} or {env.THREADS.name}={machine.num_usable_cores}"
+        )
+    if has_nvidia_driver and not any(accelerator.kind == "cuda" for accelerator in machine.accelerators):
+        problems.append(
+            f"there is an NVIDIA driver, but torch {machine.torch_version} finds no GPU to use: "
+            "a torch build with CUDA may be missing"
+        )
+    if machine.system.endswith(("x86_64", "AMD64")) and machine.torch_cpu_capability in ("DEFAULT", "NO AVX"):
+        problems.append("torch's elementwise kernels run without AVX2 here, which makes them several times slower")
+    return problems
+
+
+def _best_seconds(work: Callable[[], object]) -> float:
+    work()
+    best, end = float("inf"), time.perf_counter() + MEASURE_SECONDS
+    while True:
+        started = time.perf_counter()
+        work()
+        now = time.perf_counter()
+        best = min(best, now - started)
+        if now > end:
+            return best
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _print(report: Report) -> None:
+    for title, lines in (
+        ("machine", _machine_lines(report.machine)),
+        ("libraries", [(name, version or "not installed") for name, version in report.libraries.items()]),
+        ("ops", _op_lines(report.ops)),
+        ("measured", _measured_lines(report)),
+        ("problems", [("-", problem) for problem in report.problems] or [("none", "")]),
+    ):
+        print(title)
+        width = max(len(name) for name, _ in lines)
+        for name, text in lines:
+            print(f"  {name:{width}}  {text}".rstrip())
+
+
+def _machine_lines(machine: "Machine") -> list[tuple[str, str]]:
+    processor, memory = machine.processor, machine.memory
+    accelerators = [f"{a.num_devices} {a.kind} ({', '.join(a.models) or 'unnamed'})" for a in machine.accelerators]
+    quota = "" if machine.cpu_quota is None else f", limited to {machine.cpu_quota:g} by a control group"
+    limit = "" if memory.limit is None else f", limited to {_gigabytes(memory.limit)} by a control group"
+    return [
+        ("system", machine.system),
+        ("processor", processor.model or "unknown"),
+        (
+            "cores",
+            f"{processor.num_physical_cores or 'unknown'} physical, {processor.num_logical_cores} logical, "
+            f"{machine.num_usable_cores} usable{quota}",
+        ),
+        ("instructions", " ".join(processor.instruction_sets) or "none of those that matter"),
+        ("memory", f"{_gigabytes(memory.total)}, {_gigabytes(memory.available)} available{limit}"),
+        ("accelerators", "; ".join(accelerators) or "none"),
+        ("torch", f"{machine.torch_version}, {machine.torch_blas}, kernels for {machine.torch_cpu_capability}"),
+    ]
+
+
+def _op_lines(choices: "list[Choice]") -> list[tuple[str, str]]:
+    """The ops of each implementation, and under each group of them the reason."""
+    lines = []
+    for reason in dict.fromkeys(choice.reason for choice in choices):
+        group = [choice for choice in choices if choice.reason == reason]
+        for implementation in dict.fromkeys(choice.implementation for choice in group):
+            names = [choice.op for choice in group if choice.implementation == implementation]
+            lines.append((implementation, ", ".join(names)))
+        lines.append(("why", reason))
+    return lines
+
+
+def _measured_lines(report: Report) -> list[tuple[str, str]]:
+    rates = report.rates
+    return [
+        ("threads", str(rates.num_threads)),
+        ("memory read", f"{rates.read_bytes_per_second / 1e9:.1f} GB/s"),
+        ("float32 product", f"{rates.float32_flops / 1e9:.0f} GFLOP/s"),
+        ("row tile", f"{report.row_tile.tile_rows} rows: {report.row_tile.reason}"),
+    ]
+
+
+def _gigabytes(num_bytes: int | None) -> str:
+    return "unknown" if num_bytes is None else f"{num_bytes / 1e9:.1f} GB"

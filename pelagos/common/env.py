@@ -1,0 +1,68 @@
+"""Every environment variable that Pelagos reads. They are read when asked for, never at import.
+
+A variable that is unset or empty has its default. Anything else is checked, and what does not fit is a UsageError
+that names the variable and what it accepts.
+"""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from pelagos.common.errors import UsageError
+
+T = TypeVar("T")
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+MAX_THREADS = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variable(Generic[T]):
+    """One environment variable. ``parse`` turns its text into a value or raises ValueError; ``accepts`` says in words
+    which texts it takes."""
+
+    name: str
+    default: T
+    help: str
+    accepts: str
+    parse: Callable[[str], T]
+
+    def get(self) -> T:
+        text = os.environ.get(self.name, "").strip()
+        if not text:
+            return self.default
+        try:
+            return self.parse(text)
+        except ValueError:
+            raise UsageError(f"{self.name} must be {self.accepts}, got {text[:80]!r}") from None
+
+
+def _log_level(text: str) -> str:
+    if text.lower() not in LOG_LEVELS:
+        raise ValueError
+    return text.lower()
+
+
+def _num_threads(text: str) -> int:
+    if not 1 <= int(text) <= MAX_THREADS:
+        raise ValueError
+    return int(text)
+
+
+LOG = Variable(
+    name="PELAGOS_LOG",
+    default="info",
+    help="least severe messages that are logged",
+    accepts=f"one of {', '.join(LOG_LEVELS)}",
+    parse=_log_level,
+)
+THREADS = Variable[int | None](
+    name="PELAGOS_THREADS",
+    default=None,
+    help="CPU threads of one operation; unset: one for each core that the process may use",
+    accepts=f"a whole number from 1 to {MAX_THREADS}",
+    parse=_num_threads,
+)
+
+ALL: tuple[Variable[str] | Variable[int | None], ...] = (LOG, THREADS)
