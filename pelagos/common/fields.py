@@ -82,9 +82,13 @@ def _check_number(name: str, value: object, whole: bool, low: float | None, high
         ok = ok and (low is None or number >= low) and (high is None or number <= high)
     if not ok:
         what = "a whole number" if whole else "a number"
-        limits = f" from {low:.10g} to {high:.10g}" if low is not None and high is not None else ""
-        limits = limits or (f" of at least {low:.10g}" if low is not None else "")
+        limits = f" from {_limit(low)} to {_limit(high)}" if low is not None and high is not None else ""
+        limits = limits or (f" of at least {_limit(low)}" if low is not None else "")
         raise ConfigError(f"{name} must be {what}{limits}, got {show(value)}")
+
+
+def _limit(limit: float) -> str:
+    return str(limit) if isinstance(limit, int) else f"{limit:.10g}"
 
 
 def _limits(field: "dataclasses.Field[Any]") -> dict[str, Any]:

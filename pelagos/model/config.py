@@ -4,6 +4,7 @@ no module asks which model it is part of.
 Reading and writing config.json is in config_json.py; ready-made configs are in presets.py.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -147,42 +148,36 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not self.layers:
-            raise ConfigError("layers must list at least one layer")
-        if self.num_heads % self.num_output_groups:
-            raise ConfigError(
-                f"num_output_groups must divide num_heads ({self.num_heads}), got {self.num_output_groups}"
-            )
-        if self.num_experts_per_token > self.num_experts:
-            raise ConfigError(
-                f"num_experts_per_token must be at most num_experts ({self.num_experts}), "
-                f"got {self.num_experts_per_token}"
-            )
-        self._check_rotation()
-        self._check_ids()
-        if self.num_dspark_blocks and (self.dspark_markov_rank is None or self.mtp_layers):
-            raise ConfigError("num_dspark_blocks needs dspark_markov_rank and excludes mtp_layers")
-        if any(layer.kind != "window" or layer.router != "learned" for layer in self.mtp_layers):
-            raise ConfigError("mtp_layers must be window layers with a learned router")
+        if problems := [*self._shape_problems(), *self._rotation_problems(), *self._id_problems()]:
+            raise ConfigError("; ".join(problems))
 
-    def _check_rotation(self) -> None:
+    def _shape_problems(self) -> Iterator[str]:
+        if not self.layers:
+            yield "layers must list at least one layer"
+        if self.num_heads % self.num_output_groups:
+            yield f"num_output_groups must divide num_heads ({self.num_heads}), got {self.num_output_groups}"
+        if self.num_experts_per_token > self.num_experts:
+            limit = f"num_experts ({self.num_experts})"
+            yield f"num_experts_per_token must be at most {limit}, got {self.num_experts_per_token}"
+        if self.num_dspark_blocks and (self.dspark_markov_rank is None or self.mtp_layers):
+            yield "num_dspark_blocks needs dspark_markov_rank and excludes mtp_layers"
+        if any(layer.kind != "window" or layer.router != "learned" for layer in self.mtp_layers):
+            yield "mtp_layers must be window layers with a learned router"
+
+    def _rotation_problems(self) -> Iterator[str]:
         limit = self.head_dim
         if any(layer.kind == "csa" for layer in self.layers):
             limit = min(limit, self.index_head_dim)
         if self.rope_dim % 2 or self.rope_dim > limit:
-            raise ConfigError(
-                f"rope_dim must be even and at most {limit} (head_dim, index_head_dim), got {self.rope_dim}"
-            )
+            yield f"rope_dim must be even and at most {limit} (head_dim, index_head_dim), got {self.rope_dim}"
         if self.official_rounding and self.index_head_dim & (self.index_head_dim - 1):
-            raise ConfigError(
-                f"index_head_dim must be a power of two with official_rounding, got {self.index_head_dim}"
-            )
+            yield f"index_head_dim must be a power of two with official_rounding, got {self.index_head_dim}"
 
-    def _check_ids(self) -> None:
+    def _id_problems(self) -> Iterator[str]:
         named = [("bos_id", self.bos_id), *(("eos_ids", token) for token in self.eos_ids)]
         for name, token in named:
             if token is not None and not (isinstance(token, int) and 0 <= token < self.vocab_size):
-                raise ConfigError(f"{name} must be from 0 to {self.vocab_size - 1}, got {token!r}")
+                yield f"{name} must be from 0 to {self.vocab_size - 1}, got {token!r}"
 
     def rope_of(self, layer: LayerConfig) -> RopeConfig:
         return self.compressed_rope if layer.rotation == "compressed" else self.rope

@@ -296,5 +296,8 @@ def _complete(src: Path, dst: Path, config: ModelConfig, outputs: Sequence[_Outp
         "weight_map": {tensor.name: output.name for output in weights for tensor in output.tensors},
     }
     write_atomic(dst / INDEX_NAME, json.dumps(index, indent=2) + "\n", fsync=True)
-    write_atomic(dst / "config.json", json.dumps(config_to_json(config), indent=2) + "\n", fsync=True)
+    # What DSpark's blocks need beyond their tensors is not part of a ModelConfig: it goes over as it is.
+    dspark = {key: value for key, value in read_json(src / "config.json", 1 << 20).items() if key.startswith("dspark_")}
+    data = {**config_to_json(config), **dspark}
+    write_atomic(dst / "config.json", json.dumps(data, indent=2) + "\n", fsync=True)
     (dst / PROGRESS_NAME).unlink()

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pelagos.common.device import parse_device
 from pelagos.common.errors import ResourceError, UsageError
+from pelagos.common.fields import show
 from pelagos.model.checkpoint import Checkpoint, open_checkpoint
 from pelagos.model.config import ModelConfig
 from pelagos.model.layers import StoredWeights
@@ -38,7 +39,9 @@ def load_model(
             f"dtype must be one of {', '.join(str(d).removeprefix('torch.') for d in _DTYPES)}, got {dtype}"
         )
     folder = Path(path_or_preset)
-    if folder.is_dir() or str(path_or_preset) not in PRESETS:
+    if not folder.is_dir() and str(path_or_preset) not in PRESETS:
+        raise UsageError(f"model must be a checkpoint folder or one of {', '.join(PRESETS)}, got {show(str(folder))}")
+    if folder.is_dir():
         checkpoint = open_checkpoint(folder)
         model = _empty(checkpoint.config, dtype, official_rounding)
         fill(model, _from_checkpoint(checkpoint))

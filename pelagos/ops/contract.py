@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pelagos.formats.matrix import QuantizedMatrix, quantize_fp4, quantize_fp8
-from pelagos.ops.reference import attention, compressor, indexer, linear, mhc, moe, norm_rope
+from pelagos.ops.reference import attention, compressor, indexer, linear, mhc, moe, norm_rope, sampling
 
 Case = dict[str, Any]
 Generator = torch.Generator
@@ -197,6 +197,38 @@ def _swiglu_cases(g: Generator) -> Iterator[Case]:
             yield {"gate": 9.0 * _noise(g, rows, 20), "up": 9.0 * _noise(g, rows, 20), "limit": limit}
 
 
+def _logit_cases(g: Generator, **arguments: Any) -> Iterator[Case]:
+    for size in (1, 3, 500):
+        for rows in _ROW_COUNTS:
+            yield {"logits": torch.randint(-20, 20, (rows, size), generator=g) / 4, **arguments}  # with ties
+
+
+def _penalty_cases(g: Generator) -> Iterator[Case]:
+    for case in _logit_cases(g):
+        yield {**case, "seen": case["logits"] > _noise(g, *case["logits"].shape), "penalty": 1.3}
+
+
+def _count_cases(g: Generator) -> Iterator[Case]:
+    for case in _logit_cases(g):
+        counts = torch.randint(0, 3, case["logits"].shape, generator=g)
+        yield {**case, "counts": counts, "presence": 0.5, "frequency": -0.25}
+
+
+def _choice_cases(g: Generator) -> Iterator[Case]:
+    for case in _logit_cases(g):
+        uniform = torch.rand(len(case["logits"]), generator=g, dtype=torch.float64)
+        yield {"probabilities": sampling.probabilities(case["logits"]), "uniform": uniform}
+
+
+def _sampling_op(reference: Callable[..., Any], tolerance: float, **arguments: Any) -> Op:
+    return Op(
+        reference=reference,
+        tolerance=tolerance,
+        per_row=("logits",),
+        cases=lambda g: _logit_cases(g, **arguments),
+    )
+
+
 OPS: dict[str, Op] = {
     "linear": Op(reference=linear.linear, tolerance=1e-5, per_row=("x",), cases=_linear_cases),
     "grouped_linear": Op(reference=linear.grouped_linear, tolerance=1e-5, per_row=("x",), cases=_grouped_linear_cases),
@@ -234,4 +266,19 @@ OPS: dict[str, Op] = {
         reference=moe.routing_weights, tolerance=1e-5, per_row=("scores", "chosen"), cases=_routing_cases
     ),
     "clamped_swiglu": Op(reference=moe.clamped_swiglu, tolerance=1e-5, per_row=("gate", "up"), cases=_swiglu_cases),
+    "penalize_repetition": Op(
+        reference=sampling.penalize_repetition, tolerance=1e-6, per_row=("logits", "seen"), cases=_penalty_cases
+    ),
+    "penalize_counts": Op(
+        reference=sampling.penalize_counts, tolerance=1e-6, per_row=("logits", "counts"), cases=_count_cases
+    ),
+    "apply_temperature": _sampling_op(sampling.apply_temperature, 1e-6, temperature=0.7),
+    "keep_top_k": _sampling_op(sampling.keep_top_k, 0.0, k=7),
+    "keep_top_p": _sampling_op(sampling.keep_top_p, 0.0, p=0.8),
+    "keep_min_p": _sampling_op(sampling.keep_min_p, 0.0, min_p=0.1),
+    "top_ids": _sampling_op(sampling.top_ids, 0.0, k=7),
+    "log_probabilities": _sampling_op(sampling.log_probabilities, 1e-6),
+    "probabilities": _sampling_op(sampling.probabilities, 1e-6),
+    "greedy": _sampling_op(sampling.greedy, 0.0),
+    "choose": Op(reference=sampling.choose, tolerance=0.0, per_row=("probabilities", "uniform"), cases=_choice_cases),
 }
