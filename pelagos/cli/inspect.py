@@ -61,11 +61,13 @@ def inspect_command(
 
 
 def _open(model: str | None, preset: str | None) -> "tuple[ModelConfig, dict[str, Any], list[StoredSpec]]":
-    """The config, where it comes from, and what is stored."""
-    if preset is not None:
-        from pelagos.model import presets
-        from pelagos.model.tensors import stored_tensors
+    """The config, where it comes from, and what is stored. As everywhere, a folder goes before a preset of its name."""
+    from pelagos.model import presets
+    from pelagos.model.tensors import stored_tensors
 
+    if model in presets.PRESETS and not Path(model).is_dir():
+        preset = model
+    if preset is not None:
         config = presets.preset(preset)
         return config, {"kind": "preset"}, list(stored_tensors(config))
     from pelagos.model.checkpoint import open_checkpoint

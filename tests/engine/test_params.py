@@ -22,7 +22,7 @@ from pelagos.engine.params import SamplingParams
         ("repetition_penalty", 0, "repetition_penalty must be above 0, got 0"),
         ("presence_penalty", 2.5, "presence_penalty must be a number from -2 to 2, got 2.5"),
         ("frequency_penalty", "1", "frequency_penalty must be a number from -2 to 2, got '1'"),
-        ("seed", -1, "seed must be a whole number from 0 to 9.223372037e+18, got -1"),
+        ("seed", -1, "seed must be a whole number from 0 to 9223372036854775807, got -1"),
         ("max_tokens", 0, "max_tokens must be a whole number from 1 to 16777216, got 0"),
         ("logprobs", 21, "logprobs must be a whole number from 0 to 20, got 21"),
         ("ignore_eos", 1, "ignore_eos must be true or false, got 1"),

@@ -27,7 +27,7 @@ SIZES = {
     "n_routed_experts": 4,
     "num_experts_per_tok": 2,
     "sliding_window": 16,
-    "index_n_heads": 5,
+    "index_n_heads": 24,
     "index_head_dim": 32,
     "index_topk": 9,
 }

@@ -3,14 +3,22 @@ official names. The name mapping here is written apart from the project's own, s
 
 import random
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
+import pytest
 import torch
 from torch import Tensor
 from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 
+from pelagos.model import indexer as indexer_module
+from pelagos.model import moe as moe_module
 from pelagos.model.config_json import config_from_json
 from pelagos.model.loading import fill
 from pelagos.model.transformer import Model
+from pelagos.ops.reference import indexer, moe
+
+NEAR_TIE = 2e-5  # a gap between ranks k and k+1 below this share of the largest score
 
 SWA, CSA, HCA = "sliding_attention", "compressed_sparse_attention", "heavily_compressed_attention"
 
@@ -182,3 +190,31 @@ def same_model(oracle: DeepseekV4ForCausalLM) -> Model:
 
 def prompt(length: int, vocab_size: int, seed: int) -> list[int]:
     return torch.randint(0, vocab_size, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+@contextmanager
+def smallest_gap() -> Iterator[Callable[[], float]]:
+    """Watch the choices of indexers and routers; gives the smallest relative gap between the last kept and the first
+    not kept."""
+    gaps: list[float] = [1.0]
+
+    def watch(scores: Tensor, k: int) -> None:
+        if scores.shape[1] > k:
+            ranked = scores.sort(dim=1, descending=True).values
+            gap = ranked[:, k - 1] - ranked[:, k]
+            gaps.append(float((gap / scores.masked_fill(scores == -torch.inf, 0).abs().amax(1)).nan_to_num(1.0).min()))
+
+    def choose_rows(q: Tensor, head_weights: Tensor, rows: Tensor, num_visible: Tensor, k: int) -> Tensor:
+        if len(q):
+            hidden = torch.arange(len(rows)) >= num_visible.unsqueeze(1)
+            watch(indexer.index_scores(q, head_weights, rows).masked_fill(hidden, -torch.inf), k)
+        return indexer.choose_rows(q, head_weights, rows, num_visible, k)
+
+    def top_experts(scores: Tensor, bias: Tensor, k: int) -> Tensor:
+        watch(scores + bias, k)
+        return moe.top_experts(scores, bias, k)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(indexer_module, "choose_rows", choose_rows)
+        patch.setattr(moe_module, "top_experts", top_experts)
+        yield lambda: min(gaps)

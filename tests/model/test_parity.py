@@ -5,52 +5,30 @@ k+1 of an index (or of a router) lie close together is drawn again; that is chec
 """
 
 import random
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
 import torch
-from hf_oracle import CSA, HCA, SWA, official_tensors, oracle_config, oracle_model, prompt, random_config, same_model
+from hf_oracle import (
+    CSA,
+    HCA,
+    NEAR_TIE,
+    SWA,
+    official_tensors,
+    oracle_config,
+    oracle_model,
+    prompt,
+    random_config,
+    same_model,
+    smallest_gap,
+)
 from naive import Naive
 from torch import Tensor
 from transformers import DeepseekV4Config, DeepseekV4ForCausalLM, DynamicCache
 
-from pelagos.model import indexer as indexer_module
-from pelagos.model import moe as moe_module
 from pelagos.model.transformer import Model
-from pelagos.ops.reference import indexer, moe
 
 TOLERANCE = 2e-5  # of the largest logit
 LENGTHS = [1, 2, 3, 4, 5, 127, 128, 129, 255, 256, 257, 511, 512, 513, 600, 700]
-_NEAR = 2e-5  # a gap between ranks k and k+1 below this share of the spread is a near-tie
-
-
-@contextmanager
-def smallest_gap() -> Iterator[Callable[[], float]]:
-    """Watch the choices of indexers and routers; gives the smallest relative gap between the last kept and the first
-    not kept."""
-    gaps: list[float] = [1.0]
-
-    def watch(scores: Tensor, k: int) -> None:
-        if scores.shape[1] > k:
-            ranked = scores.sort(dim=1, descending=True).values
-            gap = ranked[:, k - 1] - ranked[:, k]
-            gaps.append(float((gap / scores.masked_fill(scores == -torch.inf, 0).abs().amax(1)).nan_to_num(1.0).min()))
-
-    def choose_rows(q: Tensor, head_weights: Tensor, rows: Tensor, num_visible: Tensor, k: int) -> Tensor:
-        if len(q):
-            hidden = torch.arange(len(rows)) >= num_visible.unsqueeze(1)
-            watch(indexer.index_scores(q, head_weights, rows).masked_fill(hidden, -torch.inf), k)
-        return indexer.choose_rows(q, head_weights, rows, num_visible, k)
-
-    def top_experts(scores: Tensor, bias: Tensor, k: int) -> Tensor:
-        watch(scores + bias, k)
-        return moe.top_experts(scores, bias, k)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(indexer_module, "choose_rows", choose_rows)
-        patch.setattr(moe_module, "top_experts", top_experts)
-        yield lambda: min(gaps)
 
 
 def _oracle_logits(oracle: DeepseekV4ForCausalLM, batch: list[list[int]], chunks: list[int] | None = None) -> Tensor:
@@ -87,7 +65,7 @@ def _draw(
         ids = prompt(length, config.vocab_size, seed + attempt)
         with smallest_gap() as gap:
             model.logits(ids)
-        if gap() > _NEAR:
+        if gap() > NEAR_TIE:
             return oracle, model, ids
     raise AssertionError("no draw without near-ties")
 
