@@ -65,7 +65,7 @@ def _open(model: str | None, preset: str | None) -> "tuple[ModelConfig, dict[str
     from pelagos.model import presets
     from pelagos.model.tensors import stored_tensors
 
-    if model in presets.PRESETS and not Path(model).is_dir():
+    if model is not None and model in presets.PRESETS and not Path(model).is_dir():
         preset = model
     if preset is not None:
         config = presets.preset(preset)
