@@ -10,20 +10,20 @@ from torch import Tensor, nn
 
 from pelagos.model.layers import Linear, Norm
 from pelagos.model.state import CompressedShape, CompressorState
-from pelagos.ops.reference.compressor import pool_window
-from pelagos.ops.reference.norm_rope import rotate, rotation
+from pelagos.ops.dispatch import Ops
+from pelagos.ops.reference.norm_rope import rotation
 
 
 class Compressor(nn.Module):
     """Projects tokens to (value, gate) pairs, and pools whole windows into rows."""
 
-    def __init__(self, hidden_size: int, shape: CompressedShape, *, norm_eps: float) -> None:
+    def __init__(self, hidden_size: int, shape: CompressedShape, ops: Ops, *, norm_eps: float) -> None:
         super().__init__()
-        self.shape = shape
-        self.wkv = Linear(hidden_size, shape.pair_size)
-        self.wgate = Linear(hidden_size, shape.pair_size)
+        self.ops, self.shape = ops, shape
+        self.wkv = Linear(hidden_size, shape.pair_size, ops)
+        self.wgate = Linear(hidden_size, shape.pair_size, ops)
         self.ape = nn.Parameter(torch.empty(shape.ratio, shape.pair_size))
-        self.norm = Norm(shape.size, norm_eps)
+        self.norm = Norm(shape.size, norm_eps, ops)
 
     def pairs(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Values and gates of tokens, gates with their position bias. x: [T, D] -> two [T, P] float32."""
@@ -49,9 +49,14 @@ class Compressor(nn.Module):
         values, gates = values[:used].view(num_closed, ratio, -1), gates[:used].view(num_closed, ratio, -1)
         if self.shape.overlap:
             values, gates = self._with_previous(state, values, gates)
-        rows = self.norm(pool_window(values, gates).to(dtype))
-        positions = (first_row + torch.arange(num_closed, device=rows.device)) * ratio
-        return rotate(rows, *rotation(positions, frequencies))
+        numbers = first_row + torch.arange(num_closed, device=values.device)
+        return self.pool(values, gates, numbers, frequencies, dtype)
+
+    def pool(self, values: Tensor, gates: Tensor, numbers: Tensor, frequencies: Tensor, dtype: torch.dtype) -> Tensor:
+        """Rows of whole windows, [N, C] in ``dtype``. values, gates: [N, slots, C] float32; numbers: [N], of the rows
+        within their sequence."""
+        rows = self.norm(self.ops.pool_window(values, gates).to(dtype))
+        return self.ops.rotate(rows, *rotation(numbers * self.shape.ratio, frequencies))
 
     def _with_previous(self, state: CompressorState, values: Tensor, gates: Tensor) -> tuple[Tensor, Tensor]:
         """[N, m, 2C] -> [N, 2m, C]: first halves of each previous window, then second halves of the own one."""

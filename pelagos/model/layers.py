@@ -1,4 +1,4 @@
-"""Building blocks: a matrix, a norm weight, and the switch for the official low-precision steps."""
+"""Building blocks: a matrix, an embedding, a norm weight."""
 
 from collections.abc import Callable, Sequence
 from typing import Self
@@ -6,10 +6,9 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from pelagos.formats import simulate
 from pelagos.formats.matrix import QuantizedMatrix
-from pelagos.ops.reference.linear import Matrix, linear
-from pelagos.ops.reference.norm_rope import rms_norm
+from pelagos.ops.dispatch import Ops
+from pelagos.ops.reference.linear import Matrix
 
 
 class StoredWeights(nn.Module):
@@ -41,14 +40,15 @@ class StoredWeights(nn.Module):
 class Linear(StoredWeights):
     """y = x · Wᵀ. ``rounds_input``: with official rounding x is first rounded to FP8 in groups of 128."""
 
-    def __init__(self, num_in: int, num_out: int, *, rounds_input: bool = False) -> None:
+    def __init__(self, num_in: int, num_out: int, ops: Ops, *, rounds_input: bool = False) -> None:
         super().__init__()
-        self.rounds_input = rounds_input
+        self.ops, self.rounds_input = ops, rounds_input
         self.weight: Matrix = nn.Parameter(torch.empty(num_out, num_in))
 
     def forward(self, x: Tensor, *, out_dtype: torch.dtype | None = None) -> Tensor:
         """x: [..., num_in] -> [..., num_out] in ``out_dtype`` or the dtype of x."""
-        return linear(rounded_input(x) if self.rounds_input else x, self.weight, out_dtype=out_dtype)
+        x = self.ops.round_activation(x) if self.rounds_input else x
+        return self.ops.linear(x, self.weight, out_dtype=out_dtype)
 
 
 class Embedding(nn.Module):
@@ -66,15 +66,10 @@ class Embedding(nn.Module):
 class Norm(nn.Module):
     """RMSNorm with a weight; see ops.reference.norm_rope.rms_norm."""
 
-    def __init__(self, size: int, eps: float) -> None:
+    def __init__(self, size: int, eps: float, ops: Ops) -> None:
         super().__init__()
-        self.eps = eps
+        self.ops, self.eps = ops, eps
         self.weight = nn.Parameter(torch.empty(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
-
-
-def rounded_input(x: Tensor) -> Tensor:
-    """The served model's rounding of an activation before a low-precision matrix product."""
-    return simulate.activation_fp8(x)
+        return self.ops.rms_norm(x, self.weight, self.eps)

@@ -17,29 +17,35 @@ import torch
 from torch import Tensor, nn
 
 from pelagos.common.errors import UsageError
-from pelagos.model.attention import Segment
+from pelagos.model.attention import Context
 from pelagos.model.block import Block
 from pelagos.model.config import ModelConfig
 from pelagos.model.layers import Embedding, Linear, Norm
 from pelagos.model.mhc import StreamHead
 from pelagos.model.mtp import MtpBlock
+from pelagos.model.sequences import Segment, Sequences
 from pelagos.model.state import State
+from pelagos.ops.dispatch import Ops, reference_ops
 
 
 class Model(nn.Module):
     """Weights of one model and the functions they define. Attribute names are those of official checkpoints."""
 
-    def __init__(self, config: ModelConfig) -> None:
-        """Unfilled weights on torch's current default device; use ``Model.load`` for a model with values."""
+    def __init__(self, config: ModelConfig, ops: Ops | None = None) -> None:
+        """Unfilled weights on torch's current default device; use ``Model.load`` for a model with values.
+
+        ``ops``: the implementation to run on; None: the reference.
+        """
         super().__init__()
-        self.config = config
+        ops = ops or reference_ops()
+        self.config, self.ops = config, ops
         self.dtype: torch.dtype = getattr(torch, config.activation_dtype)
         self.embed = Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in config.layers)
-        self.norm = Norm(config.hidden_size, config.norm_eps)
-        self.hc_head = StreamHead(config)
-        self.head = Linear(config.hidden_size, config.vocab_size)
-        self.mtp = nn.ModuleList(MtpBlock(config, layer) for layer in config.mtp_layers)
+        self.layers = nn.ModuleList(Block(config, layer, ops) for layer in config.layers)
+        self.norm = Norm(config.hidden_size, config.norm_eps, ops)
+        self.hc_head = StreamHead(config, ops)
+        self.head = Linear(config.hidden_size, config.vocab_size, ops)
+        self.mtp = nn.ModuleList(MtpBlock(config, layer, ops) for layer in config.mtp_layers)
 
     @staticmethod
     def load(
@@ -91,27 +97,43 @@ class Model(nn.Module):
     ) -> list[Tensor]:
         """``step`` for several sequences of any lengths at once; each gets the bits it would get alone."""
         ids = [self._checked_ids(tokens, state) for tokens, state in zip(token_ids, states, strict=True)]
-        streams, segments = self.forward(ids, states)
+        flat, positions, segments = _batch(ids, states)
+        streams = self(flat, positions, self._contexts(segments, states))
+        _advance(states, segments)
         counts = [len(tokens) if num_logits is None else min(num_logits, len(tokens)) for tokens in ids]
         picked = [streams[segment.stop - n : segment.stop] for segment, n in zip(segments, counts, strict=True)]
-        hidden = self.norm(self.hc_head(torch.cat(picked)))
-        return list(self.head(hidden, out_dtype=torch.float32).split(counts))
+        return list(torch.split(self.output(torch.cat(picked)), counts))
 
-    def forward(self, token_ids: list[Tensor], states: Sequence[State]) -> tuple[Tensor, list[Segment]]:
-        """Streams after the last layer, [T, M, D], of the new tokens of all sequences, one after another."""
-        flat, positions, segments = _batch(token_ids, states)
-        embedded = self.embed(flat, self.dtype)
-        streams = embedded.unsqueeze(1).repeat(1, self.config.num_streams, 1)
-        for i, layer in enumerate(self.layers):
-            streams = layer(streams, flat, positions, segments, [state.layers[i] for state in states])
-        _advance(states, segments)
-        return streams, segments
+    def forward(self, token_ids: Tensor, positions: Tensor, contexts: Sequence[Context]) -> Tensor:
+        """Residual streams after the last layer, [T, M, D]. token_ids, positions: [T] int64; one context per layer."""
+        streams: Tensor = self.embed(token_ids, self.dtype).unsqueeze(1).repeat(1, self.config.num_streams, 1)
+        for layer, context in zip(self.layers, contexts, strict=True):
+            streams = layer(streams, token_ids, positions, context)
+        return streams
+
+    def output(self, streams: Tensor) -> Tensor:
+        """Logits of streams after the last layer: [T, M, D] -> [T, V] float32."""
+        logits: Tensor = self.head(self.norm(self.hc_head(streams)), out_dtype=torch.float32)
+        return logits
+
+    @torch.no_grad()
+    def streams(self, token_ids: Sequence[int] | Tensor, state: State) -> Tensor:
+        """``step``, with the residual streams [T, M, D] in place of logits: what ``draft`` takes."""
+        ids = self._checked_ids(token_ids, state)
+        flat, positions, segments = _batch([ids], [state])
+        streams: Tensor = self(flat, positions, self._contexts(segments, [state]))
+        _advance([state], segments)
+        return streams
+
+    def _contexts(self, segments: list[Segment], states: Sequence[State]) -> list[Context]:
+        layers = range(len(self.layers))
+        return [Sequences(segments=segments, states=[state.layers[i] for state in states]) for i in layers]
 
     @torch.no_grad()
     def draft(self, streams: Tensor, next_ids: Sequence[int] | Tensor, state: State) -> tuple[Tensor, Tensor]:
         """Predict the token after next with the multi-token-prediction block.
 
-        streams: [T, M, D] of the next T positions of one sequence (from ``forward``, or from this function to draft
+        streams: [T, M, D] of the next T positions of one sequence (from ``streams``, or from this function to draft
         further); next_ids: the T tokens that follow those positions; state: from ``new_draft_state``. Returns logits
         [T, V] float32 and the block's streams [T, M, D]. Raises UsageError if the model has no such block.
         """
@@ -119,10 +141,10 @@ class Model(nn.Module):
             raise UsageError("this model has no multi-token-prediction block to draft with")
         ids = self._checked_ids(next_ids, state)
         flat, positions, segments = _batch([ids], [state])
-        embedded = self.embed(flat, self.dtype)
         block = self.mtp[0]
         assert isinstance(block, MtpBlock)
-        hidden, streams = block.draft(streams, embedded, flat, positions, segments, [state.layers[0]])
+        context = Sequences(segments=segments, states=state.layers[:1])
+        hidden, streams = block.draft(streams, self.embed(flat, self.dtype), flat, positions, context)
         _advance([state], segments)
         return self.head(hidden, out_dtype=torch.float32), streams
 

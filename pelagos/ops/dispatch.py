@@ -1,8 +1,66 @@
-"""Which implementation runs for each op, and why: for the log and for ``pelagos doctor``."""
+"""Implementations of the model's functions, and which one runs.
 
-from dataclasses import dataclass
+A model is built on one ``Ops``: ``reference`` defines the results and keeps a row's bits independent of its neighbours;
+``autograd`` is for training: the same functions as large batched operations with fast gradients, equal to the reference
+within rounding, without that guarantee.
+"""
 
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Literal
+
+from torch import Tensor
+
+from pelagos.formats import simulate
 from pelagos.ops.contract import OPS
+from pelagos.ops.reference import indexer
+
+Implementation = Literal["reference", "autograd"]
+
+_REASONS = {
+    "reference": "plain PyTorch, exact, not tuned for speed: the only implementation for inference in this version",
+    "autograd": "training: batched operations with gradients",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ops:
+    """The functions that modules call. Signatures and meaning: the functions of the same name in ops/reference."""
+
+    name: Implementation
+    linear: Callable[..., Tensor]
+    grouped_linear: Callable[..., Tensor]
+    rms_norm: Callable[..., Tensor]
+    head_norm: Callable[..., Tensor]
+    rotate: Callable[..., Tensor]
+    mhc_weights: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    mhc_head_weights: Callable[..., Tensor]
+    mhc_collapse: Callable[..., Tensor]
+    mhc_expand: Callable[..., Tensor]
+    pool_window: Callable[..., Tensor]
+    router_scores: Callable[..., Tensor]
+    routing_weights: Callable[..., Tensor]
+    clamped_swiglu: Callable[..., Tensor]
+    round_activation: Callable[[Tensor], Tensor]
+    round_row: Callable[[Tensor, int], Tensor]
+    round_index: Callable[[Tensor], Tensor]
+
+
+def _round_index(x: Tensor) -> Tensor:
+    """Index rows and queries as the served model holds them: Hadamard-rotated, then FP4 in groups of 32."""
+    return simulate.index_fp4(indexer.hadamard(x))
+
+
+def reference_ops() -> Ops:
+    """The definition of every function."""
+    names = [field.name for field in fields(Ops)]
+    return Ops(
+        name="reference",
+        round_activation=simulate.activation_fp8,
+        round_row=simulate.row_fp8,
+        round_index=_round_index,
+        **{name: OPS[name].reference for name in names if name in OPS},
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +73,6 @@ class Choice:
 
 
 def choices() -> list[Choice]:
-    """One entry per op. This version has the reference alone, on every device."""
-    reason = "the only implementation in this version: plain PyTorch, exact, not tuned for speed"
+    """What inference runs, one entry per op, for ``pelagos doctor``."""
+    reason = _REASONS["reference"]
     return [Choice(op=name, implementation=op.reference.__module__, reason=reason) for name, op in OPS.items()]

@@ -162,8 +162,7 @@ def test_other_windows_and_ratios(layer: object, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_draft_block_in_any_chunking(dtype: torch.dtype) -> None:
     model, ids = _model(dtype), _prompt(260, 9)
-    with torch.no_grad():
-        streams, _ = model.forward([torch.tensor(ids[:-1])], [model.new_state()])
+    streams = model.streams(ids[:-1], model.new_state())
     whole, own = model.draft(streams, ids[1:], model.new_draft_state())
     state, parts, at = model.new_draft_state(), [], 0
     for chunk in _chunks(259, 3):

@@ -72,8 +72,7 @@ def test_config_decides_dtype_and_rounding_unless_told_otherwise(tmp_path: Path)
 
 def test_a_draft_from_packed_weights(tmp_path: Path) -> None:
     model = Model.load(write_folder(tmp_path, OFFICIAL_CONFIG, packed()[0]))
-    with torch.no_grad():
-        streams, _ = model.forward([torch.tensor([5, 6, 7])], [model.new_state()])
+    streams = model.streams([5, 6, 7], model.new_state())
     logits, _ = model.draft(streams, [6, 7, 8], model.new_draft_state())
     assert logits.shape == (3, 97)
     assert torch.isfinite(logits).all()

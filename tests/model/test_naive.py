@@ -3,7 +3,6 @@
 import random
 
 import pytest
-import torch
 from naive import Naive
 
 from pelagos.model.config import ModelConfig
@@ -37,8 +36,7 @@ def test_main_logits(length: int) -> None:
 def test_draft_logits(length: int) -> None:
     model, ids = Model.load("tiny"), _prompt(length)
     naive = _naive(preset("tiny"))
-    with torch.no_grad():
-        streams, _ = model.forward([torch.tensor(ids[:-1])], [model.new_state()])
+    streams = model.streams(ids[:-1], model.new_state())
     ours, _ = model.draft(streams, ids[1:], model.new_draft_state())
     expected = naive.draft_logits(naive.streams(ids[:-1]), ids[1:])
     assert (ours - expected).abs().max() <= 2e-5 * expected.abs().max()
