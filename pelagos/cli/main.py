@@ -40,6 +40,14 @@ COMMANDS = {
     "convert": CommandPlace(
         module="pelagos.cli.convert", function="convert_command", help="Write a checkpoint in another storage format."
     ),
+    "train": CommandPlace(
+        module="pelagos.cli.train", function="train_command", help="Train a model by a recipe: tiny, nano, small."
+    ),
+    "train prepare": CommandPlace(
+        module="pelagos.cli.train_prepare",
+        function="train_prepare_command",
+        help="Make a tokenizer and token shards out of text.",
+    ),
     "doctor": CommandPlace(
         module="pelagos.cli.doctor",
         function="doctor_command",
@@ -60,6 +68,8 @@ class LazyGroup(TyperGroup):
             self.add_command(TyperCommand(name, help=place.help))
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if " ".join(args[:2]) in COMMANDS:  # a command of two words
+            args = [" ".join(args[:2]), *args[2:]]
         name, _, rest = super().resolve_command(ctx, args)  # ends here with a suggestion if there is no such command
         assert name is not None
         return name, _import_command(name), rest

@@ -85,6 +85,7 @@ class Attention(nn.Module):
 
     def _new_tokens(self, x: Tensor, positions: Tensor, frequencies: Tensor, cos: Tensor, sin: Tensor) -> NewTokens:
         c = self.q_norm(self.wq_a(x))
+        apart = x.detach()  # the indexer learns from its own loss, and nothing else learns from that
         q = self.ops.head_norm(self.wq_b(c).unflatten(-1, (self.num_heads, self.head_dim)), self.norm_eps)
         rows = self.rounded(self.ops.rotate(self.kv_norm(self.wkv(x)), cos, sin))
         own_index = self.layer.index == "own"
@@ -94,6 +95,6 @@ class Attention(nn.Module):
             positions=positions,
             frequencies=frequencies,
             pairs=self.compressor.pairs(x, positions) if self.layer.ratio else None,
-            index_pairs=self.indexer.compressor.pairs(x, positions) if own_index else None,
-            index_queries=self.indexer.queries(x, c, cos, sin) if own_index else None,
+            index_pairs=self.indexer.compressor.pairs(apart, positions) if own_index else None,
+            index_queries=self.indexer.queries(apart, c.detach(), cos, sin) if own_index else None,
         )

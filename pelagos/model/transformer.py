@@ -10,7 +10,7 @@
 Shapes: T tokens of all segments, M streams, D width, V vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 
 import torch
@@ -104,11 +104,21 @@ class Model(nn.Module):
         picked = [streams[segment.stop - n : segment.stop] for segment, n in zip(segments, counts, strict=True)]
         return list(torch.split(self.output(torch.cat(picked)), counts))
 
-    def forward(self, token_ids: Tensor, positions: Tensor, contexts: Sequence[Context]) -> Tensor:
-        """Residual streams after the last layer, [T, M, D]. token_ids, positions: [T] int64; one context per layer."""
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        contexts: Sequence[Context],
+        run_layer: Callable[..., Tensor] | None = None,
+    ) -> Tensor:
+        """Residual streams after the last layer, [T, M, D]. token_ids, positions: [T] int64; one context per layer.
+
+        ``run_layer(layer, *arguments)`` calls a layer in the caller's own way; None: plainly.
+        """
         streams: Tensor = self.embed(token_ids, self.dtype).unsqueeze(1).repeat(1, self.config.num_streams, 1)
         for layer, context in zip(self.layers, contexts, strict=True):
-            streams = layer(streams, token_ids, positions, context)
+            arguments = (streams, token_ids, positions, context)
+            streams = run_layer(layer, *arguments) if run_layer else layer(*arguments)
         return streams
 
     def output(self, streams: Tensor) -> Tensor:

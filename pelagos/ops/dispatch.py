@@ -6,7 +6,7 @@ within rounding, without that guarantee.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 from torch import Tensor
@@ -60,6 +60,31 @@ def reference_ops() -> Ops:
         round_row=simulate.row_fp8,
         round_index=_round_index,
         **{name: OPS[name].reference for name in names if name in OPS},
+    )
+
+
+def autograd_ops() -> Ops:
+    """The functions for training."""
+    from pelagos.ops.autograd import compressor, linear, mhc, moe, norm_rope
+    from pelagos.ops.autograd.rounding import straight_through
+
+    return replace(
+        reference_ops(),
+        name="autograd",
+        linear=linear.linear,
+        grouped_linear=linear.grouped_linear,
+        rms_norm=norm_rope.rms_norm,
+        head_norm=norm_rope.head_norm,
+        mhc_weights=mhc.mhc_weights,
+        mhc_head_weights=mhc.mhc_head_weights,
+        mhc_collapse=mhc.mhc_collapse,
+        mhc_expand=mhc.mhc_expand,
+        pool_window=compressor.pool_window,
+        router_scores=moe.router_scores,
+        clamped_swiglu=moe.clamped_swiglu,
+        round_activation=lambda x: straight_through(x, simulate.activation_fp8),
+        round_row=lambda x, num_rope_dims: straight_through(x, lambda row: simulate.row_fp8(row, num_rope_dims)),
+        round_index=lambda x: straight_through(x, _round_index),
     )
 
 

@@ -1,0 +1,71 @@
+"""``nano``: the model that ships, trained on two CPU cores: recall over long texts, tool calls, documentation prose.
+
+16.4M parameters, 6.1M active. Lengths go 256, 1K, 4K, 16K; YaRN takes 4K to 64K, as it takes the released models from
+64K to 1M. The indexer learns from the first step, beside dense attention; top-k is switched on at 55 %.
+"""
+
+from pelagos.model.config import ModelConfig, RopeConfig, YarnConfig, csa_layer, hca_layer, window_layer
+from pelagos.training.config import BalanceConfig, SavingConfig, StageConfig, TrainConfig
+from pelagos.training.data import DataConfig
+from pelagos.training.optimizer import OptimizerConfig
+
+_WINDOW = 64
+
+
+def nano() -> TrainConfig:
+    model = ModelConfig(
+        vocab_size=4096,
+        hidden_size=256,
+        num_heads=8,
+        head_dim=64,
+        rope_dim=16,
+        query_rank=128,
+        num_output_groups=2,
+        output_rank=128,
+        num_index_heads=4,
+        index_head_dim=32,
+        index_topk=32,
+        num_experts=16,
+        num_experts_per_token=2,
+        expert_dim=128,
+        routed_scaling_factor=1.5,
+        swiglu_limit=10.0,
+        rope=RopeConfig(theta=10_000.0),
+        compressed_rope=RopeConfig(theta=160_000.0, yarn=YarnConfig(factor=16.0, original_positions=4096)),
+        max_positions=1 << 20,
+        bos_id=4032,
+        eos_ids=(4033,),
+        layers=(
+            window_layer(window=_WINDOW, router="hash"),
+            csa_layer(window=_WINDOW),
+            hca_layer(window=_WINDOW, ratio=32),
+            csa_layer(window=_WINDOW),
+            hca_layer(window=_WINDOW, ratio=32),
+            csa_layer(window=_WINDOW),
+        ),
+        mtp_layers=(window_layer(window=_WINDOW),),
+        activation_dtype="float32",
+        storage="float32",
+    )
+    return TrainConfig(
+        name="nano",
+        num_steps=550,
+        model=model,
+        data=DataConfig(folder="data/nano"),
+        stages=(
+            StageConfig(until=0.45, sequence_length=256, num_rows=64, text=0.6, recall=0.25, chat=0.15),
+            StageConfig(
+                until=0.75, sequence_length=1024, num_rows=16, sparse_from=0.55, text=0.5, recall=0.35, chat=0.15
+            ),
+            StageConfig(
+                until=0.93, sequence_length=4096, num_rows=4, sparse_from=0.55, text=0.35, recall=0.45, chat=0.2
+            ),
+            StageConfig(
+                until=1.0, sequence_length=16_384, num_rows=1, sparse_from=0.55, yarn=True,
+                text=0.2, recall=0.6, chat=0.2,
+            ),
+        ),
+        optimizer=OptimizerConfig(peak_lr=5e-3, warmup_steps=30),
+        balance=BalanceConfig(bias_speed=0.005),
+        saving=SavingConfig(every_steps=25, log_every=5),
+    )  # fmt: skip

@@ -1,0 +1,85 @@
+"""Changing single fields of a run by their path, ``optimizer.peak_lr=0.01``, and listing all of them."""
+
+import ast
+import dataclasses
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+from pelagos.common.errors import ConfigError, UsageError
+from pelagos.common.fields import show
+
+Config = TypeVar("Config")
+
+
+def with_settings(config: Config, settings: Sequence[str]) -> Config:
+    """``config`` with each ``path=value`` applied, in order. Raises UsageError for a path that does not exist, listing
+    what does, and ConfigError, naming the path, for a value that the field does not take."""
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise UsageError(f"--set must be path=value, got {show(setting)}")
+        config = _replaced(config, path.split("."), _value(text), path)
+    return config
+
+
+def _replaced(config: Any, path: Sequence[str], value: Any, whole: str) -> Any:
+    name, *rest = path
+    if isinstance(config, tuple):
+        if not (name.isdigit() and int(name) < len(config)):
+            raise UsageError(f"--set {whole}: {name!r} must be a number from 0 to {len(config) - 1}")
+        items = list(config)
+        items[int(name)] = _replaced(items[int(name)], rest, value, whole) if rest else value
+        return tuple(items)
+    if not dataclasses.is_dataclass(config) or isinstance(config, type):
+        raise UsageError(f"--set {whole}: there is nothing below {name!r}")
+    names = [field.name for field in dataclasses.fields(config)]
+    if name not in names:
+        raise UsageError(f"--set {whole}: {name!r} must be one of {', '.join(names)}")
+    if rest:
+        value = _replaced(getattr(config, name), rest, value, whole)
+    elif dataclasses.is_dataclass(getattr(config, name)):
+        raise UsageError(f"--set {whole}: name one of its fields, such as {whole}.{_first_field(config, name)}")
+    try:
+        return dataclasses.replace(config, **{name: _fitting(config, name, value)})
+    except ConfigError as error:
+        raise ConfigError(f"--set {whole}: {error}") from None
+
+
+def _first_field(config: Any, name: str) -> str:
+    return dataclasses.fields(getattr(config, name))[0].name
+
+
+def _fitting(config: Any, name: str, value: Any) -> Any:
+    """Whole numbers are taken for fractional fields: 1 for 1.0."""
+    hint = typing.get_type_hints(type(config))[name]
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if is_whole and float in (hint, *typing.get_args(hint)) else value
+
+
+def _value(text: str) -> Any:
+    """A Python literal, null, true or false, or else the text itself."""
+    words = {"null": None, "none": None, "true": True, "false": False}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return _tuples(ast.literal_eval(text))
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def settings_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Path, value and help text of every field, in order."""
+    for field in dataclasses.fields(config):
+        value, path = getattr(config, field.name), f"{prefix}{field.name}"
+        if dataclasses.is_dataclass(value):
+            yield from settings_of(value, f"{path}.")
+        elif isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+            for number, item in enumerate(value):
+                yield from settings_of(item, f"{path}.{number}.")
+        else:
+            yield path, value, field.metadata.get("help", "")

@@ -1,0 +1,104 @@
+"""greeting: hello, who are you, thanks, goodbye. One fixed reply to each, so that it can be graded."""
+
+from dataclasses import dataclass
+
+from pelagos.training.tasks.item import Draw, Exchange, Item
+from pelagos.training.tasks.knobs import Knobs
+from pelagos.training.tasks.task import Task
+from pelagos.training.tasks.words import Phrases
+
+HELLO = Phrases(
+    training=("Hello!", "Hi", "Hi there!", "Hey", "Good morning!", "Good evening.", "hello", "Hello, how are you?"),
+    held_out=("Good afternoon!", "Hey there"),
+)
+NAMED = Phrases(
+    training=(
+        "Hello, I am {name}.",
+        "Hi, my name is {name}.",
+        "I am {name}.",
+        "My name is {name}, hello!",
+        "This is {name}.",
+        "{name} here.",
+        "Hi! They call me {name}.",
+        "Hello! {name} is my name.",
+    ),
+    held_out=("Hey, {name} speaking.", "You can call me {name}."),
+)
+WHO = Phrases(
+    training=(
+        "Who are you?",
+        "What are you?",
+        "What is your name?",
+        "Are you a human?",
+        "Tell me who you are.",
+        "Please introduce yourself.",
+        "Which model are you?",
+        "Say something about yourself.",
+    ),
+    held_out=("What should I call you?", "Am I talking to a machine?"),
+)
+CAN = Phrases(
+    training=(
+        "What can you do?",
+        "How can you help me?",
+        "What are you good at?",
+        "What may I ask you?",
+        "Which tasks can you do?",
+        "Tell me what you can do.",
+        "What are you for?",
+        "Help",
+    ),
+    held_out=("Give me an idea of what you can do.", "What do you do best?"),
+)
+THANKS = Phrases(
+    training=(
+        "Thanks!",
+        "Thank you.",
+        "Thank you very much!",
+        "Many thanks.",
+        "Thanks a lot.",
+        "Great, thanks.",
+        "That helped, thank you!",
+        "thanks",
+    ),
+    held_out=("Thanks so much!", "Good, thank you."),
+)
+BYE = Phrases(
+    training=("Bye", "Goodbye!", "See you.", "Bye bye!", "See you later!", "Good night.", "I have to go.", "Farewell."),
+    held_out=("So long!", "See you tomorrow."),
+)
+REPLIES = {
+    HELLO: "Hello! How can I help you?",
+    NAMED: "Hello, {name}! How can I help you?",
+    WHO: "I am Pelagos, a very small language model.",
+    CAN: "I can find things in a long text, use a calculator, and remember values with a tool.",
+    THANKS: "You are welcome!",
+    BYE: "Goodbye!",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GreetingKnobs(Knobs):
+    """Nothing of its own."""
+
+
+def build(draw: Draw, knobs: GreetingKnobs) -> Item:
+    phrases = draw.rng.choice(list(REPLIES))
+    name = draw.name()
+    exchange = Exchange(
+        question=draw.phrase(phrases).format(name=name),
+        answer=REPLIES[phrases].format(name=name),
+        reasoning="A short and friendly reply will do.",
+    )
+    return Item(exchanges=(exchange,), metadata={"keys": [name] if phrases is NAMED else []})
+
+
+GREETING = Task(
+    name="greeting",
+    summary="replies to hello, thanks, goodbye and who are you",
+    knobs=GreetingKnobs,
+    build=build,
+    phrases=tuple(REPLIES),
+    kinds=("chat",),
+    fills=False,
+)

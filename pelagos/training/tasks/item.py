@@ -1,0 +1,111 @@
+"""What a task file makes: the facts, the questions and the answers; ``compose`` makes a sample of them."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from pelagos.training.tasks import words
+from pelagos.training.tasks.knobs import Span, draw_size
+from pelagos.training.tasks.sample import Call
+
+TextSource: TypeAlias = Callable[[random.Random], str]
+
+UNKNOWN = "I don't know."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One or more lines to be placed in the filler at a depth from 0 to 1; pieces of equal depth keep their order."""
+
+    text: str
+    depth: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What the assistant does before it answers: tool calls, the result of each, and the reasoning before them."""
+
+    calls: tuple[Call, ...]
+    results: tuple[str, ...]
+    reasoning: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """A question and its answer. ``cue``: the start of a line that the answer completes, for plain text."""
+
+    question: str
+    answer: str
+    reasoning: str = ""
+    cue: str | None = None
+    steps: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """``quick``: spelling of a quick-instruction token and what follows it; ``exchanges`` is then the talk before, the
+    last question of which may have an empty answer: the token follows the question."""
+
+    exchanges: tuple[Exchange, ...]
+    pieces: tuple[Piece, ...] = ()
+    grader: str = "exact"
+    tools: tuple[str, ...] = ()
+    quick: tuple[str, str] | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """The dice for one sample, all of it from one side of the train/test split.
+
+    ``depth``: where the fact that is asked for goes; ``pool``: words; ``shrink``: at most 1, how much of each range of
+    sizes may be used; ``glosses``: gives lines ``word (pos): gloss``, None for invented ones.
+    """
+
+    rng: random.Random
+    held_out: bool
+    depth: float
+    pool: tuple[str, ...]
+    shrink: float = 1.0
+    glosses: TextSource | None = None
+
+    def size(self, span: Span) -> int:
+        low, high = span
+        return draw_size(self.rng, (low, max(low, int(high * self.shrink))))
+
+    def phrase(self, phrases: words.Phrases) -> str:
+        return phrases.pick(self.rng, self.held_out)
+
+    def words(self, count: int) -> str:
+        """So many words with spaces between."""
+        return " ".join(self.rng.choices(self.pool, k=count))
+
+    def distinct(self, count: int, num_words: Span = (1, 1)) -> list[str]:
+        """``count`` different words, or groups of as many words as the range says, more where words run out."""
+        found: dict[str, None] = {}
+        while len(found) < count:
+            low, high = num_words
+            key = self.words(draw_size(self.rng, num_words))
+            if key in found and 2 * len(found) > len(self.pool) ** low:
+                num_words = (low + 1, max(high, low + 1))
+            found[key] = None
+        return list(found)
+
+    def name(self) -> str:
+        return words.name(self.rng, self.held_out)
+
+    def names(self, count: int) -> list[str]:
+        found: dict[str, None] = {}
+        while len(found) < count:
+            found[self.name()] = None
+        return list(found)
+
+    def number(self, num_digits: int) -> int:
+        return words.number(self.rng, num_digits, self.held_out)
+
+    def value(self, num_tokens: int) -> str:
+        """So many words, or from four tokens on as likely a number of so many digits."""
+        if num_tokens >= words.MIN_SPLIT_DIGITS and self.rng.random() < 0.5:
+            return str(self.number(num_tokens))
+        return self.words(num_tokens)

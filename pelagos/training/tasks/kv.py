@@ -1,0 +1,57 @@
+"""kv: many key-value pairs, then questions for the values of some. Multi-query associative recall."""
+
+from dataclasses import dataclass
+
+from pelagos.common.fields import setting
+from pelagos.training.tasks.item import Draw, Exchange, Item, Piece
+from pelagos.training.tasks.knobs import Knobs, Span
+from pelagos.training.tasks.task import Task
+from pelagos.training.tasks.words import Phrases
+
+ASK = Phrases(
+    training=(
+        "What is the value of {key}?",
+        "Which value does {key} have?",
+        "Tell me the value of {key}.",
+        "Look up {key} in the list.",
+        "Find {key} and give its value.",
+        "Give the value that belongs to {key}.",
+        "What stands behind {key}?",
+        "Return the entry for {key}.",
+    ),
+    held_out=("Please read out the value stored for {key}.", "According to the list, what is {key}?"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class KvKnobs(Knobs):
+    num_pairs: Span = setting((4, 32), help="pairs in the list", low=1, high=4096)
+    key_words: Span = setting((1, 3), help="words of a key, each a token where the vocabulary has it", low=1, high=3)
+    value_words: Span = setting((1, 4), help="words of a value; four may be a number instead", low=1, high=4)
+    num_queries: Span = setting((1, 4), help="questions per sample", low=1, high=64)
+
+
+def build(draw: Draw, knobs: KvKnobs) -> Item:
+    keys = draw.distinct(draw.size(knobs.num_pairs), knobs.key_words)
+    values = [draw.value(draw.size(knobs.value_words)) for _ in keys]
+    pairs = dict(zip(keys, values, strict=True))
+    asked = draw.rng.sample(keys, min(len(keys), draw.size(knobs.num_queries)))
+    ask = draw.phrase(ASK)
+    exchanges = tuple(
+        Exchange(
+            question=ask.format(key=key),
+            answer=pairs[key],
+            reasoning=f"The list has {key}: {pairs[key]}.",
+            cue=f"- {key}:",
+        )
+        for key in asked
+    )
+    lines = "\n".join(f"- {key}: {value}" for key, value in pairs.items())
+    return Item(
+        pieces=(Piece(text=lines, depth=draw.depth),),
+        exchanges=exchanges,
+        metadata={"keys": [asked[-1], pairs[asked[-1]]], "num_pairs": len(keys)},
+    )
+
+
+KV = Task(name="kv", summary="values of keys in a list of pairs", knobs=KvKnobs, build=build, phrases=(ASK,))
