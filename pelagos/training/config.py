@@ -69,10 +69,6 @@ class StabilityConfig:
     snapshot_steps: int = setting(50, help="steps between snapshots in memory to roll back to", low=1, high=1 << 20)
     rollback_after: int = setting(3, help="bad steps in a row, each skipped, before a roll-back", low=1, high=1000)
     max_rollbacks: int = setting(5, help="roll-backs before the run gives up", low=0, high=1000)
-    anticipate_steps: int = setting(
-        0, help="after a roll-back, steps whose experts are chosen by older weights; 0: none", low=0, high=1 << 20
-    )
-    anticipate_delay: int = setting(4, help="age of those weights, steps", low=0, high=64)
 
     def __post_init__(self) -> None:
         check_fields(self)

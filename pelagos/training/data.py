@@ -58,7 +58,7 @@ class DataConfig:
 @dataclass(frozen=True, kw_only=True)
 class DataReport:
     """What a loader has handed out, on all ranks. ``padding_share``: of all places. ``tokens``: by source.
-    ``passes``: by source that has an end, how often it was gone through."""
+    ``passes``: by source that has an end, how often it was gone through, in tokens."""
 
     num_batches: int
     num_tokens: int
@@ -143,13 +143,13 @@ class Loader:
     def report(self) -> DataReport:
         """What was handed out so far, runs before a resume included."""
         num_tokens = self._tokens.total()
-        passes = {name: stream.num_passes for name, stream in self._mixture.streams.items()}
+        finite = [source for source in self._mixture.sources if source.num_documents is not None]
         return DataReport(
             num_batches=self._num_batches,
             num_tokens=num_tokens,
             padding_share=1 - num_tokens / self._num_places if self._num_places else 0.0,
             tokens=dict(self._tokens),
-            passes={name: number for name, number in passes.items() if number is not None},
+            passes={source.name: self._tokens[source.name] / source.size for source in finite},
         )
 
     def state_dict(self) -> dict[str, Any]:

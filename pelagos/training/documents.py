@@ -24,8 +24,9 @@ from pelagos.training.packing import Document, TokenTable
 class DocumentSource(Protocol):
     """Documents 0, 1, 2, .. without end.
 
-    ``group`` shares its part of the tokens among its sources by ``size``. ``num_documents``: of one pass; None: no
-    document comes twice. ``fingerprint``: sources with the same name and fingerprint have the same documents.
+    ``num_documents``: of one pass; None: no document comes twice. ``group`` shares its part of the tokens among its
+    sources by ``size``, which is the number of tokens of one pass if there are passes. ``fingerprint``: sources with
+    the same name and fingerprint have the same documents.
     """
 
     name: str
@@ -46,8 +47,11 @@ class DocumentSource(Protocol):
 class TokenDocuments(Protocol):
     """Plain text as token ids, [n] integers per document: what ``shards.TokenSource`` is."""
 
-    num_documents: int
-    num_tokens: int
+    @property
+    def num_documents(self) -> int: ...
+
+    @property
+    def num_tokens(self) -> int: ...
 
     def document(self, index: int) -> NDArray[Any]: ...
 

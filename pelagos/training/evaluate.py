@@ -14,9 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from torch import Tensor
+
 from pelagos.chat.tokenizer import Tokenizer
 from pelagos.common.errors import ConfigError, UsageError
 from pelagos.common.fields import check_fields, setting
+from pelagos.model.moe import Experts
 from pelagos.model.transformer import Model
 from pelagos.ops.dispatch import autograd_ops, reference_ops
 from pelagos.training.batch import PackedBatch
@@ -84,6 +87,8 @@ def evaluate(
     Raises UsageError, before any work, for a folder without text of the split, a vocabulary larger than the model's and
     texts longer than it takes.
     """
+    experts = [module for module in model.modules() if isinstance(module, Experts)]
+    assert all(isinstance(module.w1, Tensor) for module in experts), "weights must be as training has them"
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UsageError(
             f"{tokenizer.path} has {tokenizer.vocab_size} ids, but the model only {model.config.vocab_size}"

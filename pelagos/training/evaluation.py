@@ -1,6 +1,7 @@
 """What an evaluation found, as records and as ``evaluation.json``, which the report of a run shows.
 
-    {"step": 550, "bits_per_byte": .., "tasks": .., "recall": .., "qat": ..,     as evaluation_plots.py says
+    {"step": 550, "bits_per_byte": .., "tasks": .., "recall": ..,                as evaluation_plots.py says
+     "qat": {"full": 2.31, "fp4_weights": 2.32, "fp4": 2.32, "exported": 2.32},  see low_precision.py
      "held_out": {"split": "test", "context_length": 1024, "bits_per_byte": 1.7,    over all sources
                   "sources": {"stdlib": {"loss": 3.1, "bits_per_byte": 1.71, "num_tokens": 8184, "num_bytes": 21034}},
                   "expert_load": {"1": 1.4},                                     busiest expert / mean, by layer
@@ -61,7 +62,11 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class TextScore:
-    """A piece of text: tokens that were predicted, bytes behind them, nats that all of them cost."""
+    """Text: tokens that were predicted, bytes behind them, nats that all of them cost.
+
+    An end mark counts as a token without bytes. A piece's first token is given, so neither its cost nor its bytes
+    count.
+    """
 
     num_tokens: int
     num_bytes: int

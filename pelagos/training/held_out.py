@@ -59,11 +59,13 @@ def mixed_batch(batches: Sequence[PackedBatch], num_rows: int) -> PackedBatch:
     return PackedBatch(**{name: torch.cat([getattr(row, name) for row in rows]) for name in vars(rows[0])})
 
 
-def passes(batch: PackedBatch, num_tokens: int) -> Iterator[PackedBatch]:
-    """The batch in parts of at most ``num_tokens``, or one row."""
+def passes(batch: PackedBatch, num_tokens: int, device: torch.device) -> Iterator[PackedBatch]:
+    """The batch in parts of at most ``num_tokens``, or one row, each moved to ``device``."""
     num_rows, length = batch.token_ids.shape
     step = max(1, num_tokens // length)
-    return (batch.rows(start, start + step) for start in range(0, num_rows, step))
+    for start in range(0, num_rows, step):
+        part = batch.rows(start, start + step)
+        yield PackedBatch(**{name: value.to(device) for name, value in vars(part).items()})
 
 
 def measure_text(
@@ -80,7 +82,7 @@ def measure_text(
     sources = {}
     for name, batch in batches.items():
         score = TextScore(num_tokens=0, num_bytes=0, nats=0.0)
-        for part in passes(batch, pass_tokens):
+        for part in passes(batch, pass_tokens, model.device):
             score += _read(model, part, tally)
             on_pass(part.token_ids.numel())
         sources[name] = score
@@ -168,7 +170,7 @@ def objective_loss(
     totals = totals.replaced(totals.vector())
     weights = Weights(mtp=0.0, balance=0.0, index=float(dense))
     loss, recall = 0.0, dict.fromkeys(_index_layers(model) if dense else (), 0.0)
-    for part in passes(batch, pass_tokens):
+    for part in passes(batch, pass_tokens, model.device):
         outcome = evaluate_objective(model, part, sparse=not dense, weights=weights, totals=totals)
         loss += float(outcome.main)
         for name, share in outcome.recall.items():

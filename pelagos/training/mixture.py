@@ -67,11 +67,6 @@ class Stream:
         self._num_open = min(num_open, source.num_documents or 1)
         self._open: deque[Part] = deque()
 
-    @property
-    def num_passes(self) -> float | None:
-        """How often the source has been gone through; None if it has no end."""
-        return None if self.source.num_documents is None else self.num_opened / self.source.num_documents
-
     def take(self, row_length: int) -> Part:
         """The next part, of at most ``row_length`` tokens."""
         while len(self._open) < self._num_open:

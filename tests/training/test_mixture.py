@@ -108,7 +108,6 @@ def test_documents_are_read_side_by_side_and_each_from_start_to_end() -> None:
     assert len(done) >= len(read) - 10
     for number, ids in read.items():
         assert ids == source.document(number, 16).token_ids.tolist()[: len(ids)]
-    assert stream.num_passes == stream.num_opened / 60
 
 
 def test_the_length_of_rows_may_change() -> None:
@@ -124,7 +123,6 @@ def test_of_a_source_without_end_one_document_is_open() -> None:
     stream = Stream(CountingSource(0, "recall"), num_open=10)
     assert [stream.take(100).number for _ in range(5)] == [0, 1, 2, 3, 4]
     assert stream.num_opened == 5
-    assert stream.num_passes is None
 
 
 def test_few_documents_are_not_opened_twice_at_a_time() -> None:
