@@ -93,7 +93,7 @@ class TrainConfig:
 
     name: str = setting(help="name of the recipe")
     num_steps: int = setting(help="optimizer steps", low=1, high=1 << 30)
-    seed: int = setting(0, help="of weights, data order and tasks", low=0, high=(1 << 31) - 1)
+    seed: int = setting(0, help="of the weights at the start; data.seed is that of the data", low=0, high=(1 << 31) - 1)
     init_std: float = setting(0.02, help="standard deviation of matrices at the start", low=0.0, high=1.0)
     micro_tokens: int = setting(4096, help="tokens per pass through the model; a step is as many passes as it takes",
                                 low=8, high=1 << 30)  # fmt: skip

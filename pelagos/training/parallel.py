@@ -93,15 +93,16 @@ class Group:
 
 
 def join() -> Group:
-    """The group that torchrun started, or one process alone. On GPUs "cuda" is from then on this process's own one."""
+    """The group that torchrun started, or one process alone. Where there is a GPU for each process of this machine,
+    "cuda" is from then on this process's own."""
     num_ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if num_ranks == 1:
         return Group()
     if not dist.is_initialized():
-        has_gpu = torch.cuda.is_available()
+        has_gpu = torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
         if has_gpu:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")  # counts and losses stay on the CPU
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if has_gpu else "gloo")  # losses and flags stay on the CPU
     return Group(rank=dist.get_rank(), num_ranks=dist.get_world_size())
 
 

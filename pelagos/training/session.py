@@ -10,7 +10,7 @@ import math
 import resource
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from pelagos.model import accounting
 from pelagos.training import checkpoint, parallel
 from pelagos.training.config import TrainConfig
 from pelagos.training.console import ConsoleLine
-from pelagos.training.data import Batches, open_loader
+from pelagos.training.data import Batches, Loader, open_loader
 from pelagos.training.loop import Run, export_model, run_steps
 from pelagos.training.metrics import (
     METRICS_FILE,
@@ -38,6 +38,7 @@ from pelagos.training.metrics import (
     share_of_peak,
     write_run_info,
 )
+from pelagos.training.prefetch import Prefetcher
 from pelagos.training.prepare import PrepareConfig, prepare
 from pelagos.training.report import write_report
 from pelagos.training.step import StepReport
@@ -73,19 +74,25 @@ def train(
         if config.data.folder == SAMPLE:
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, folder=str(out / "data")))
         tokenizer = _tokenizer(config)
-        batches: Batches = open_loader(config.data, tokenizer, rank=group.rank, num_ranks=group.num_ranks)
-        run = Run(config, batches, group, device or torch.device("cpu"))
-        digest = config_digest(config)
-        resumed = resume and run.resume(out, digest)
-        if not group.is_first:
-            return run_steps(run, out, digest, lambda step, entry: None, stop_after=stop_after)
-        write_atomic(out / CONFIG_FILE, json.dumps(plain(config), indent=2) + "\n")
-        with _Watch(run, out, resumed=resumed, tensorboard=tensorboard) as watch:
-            done = run_steps(run, out, digest, watch, stop_after=stop_after)
+        loader = open_loader(config.data, tokenizer, rank=group.rank, num_ranks=group.num_ranks)
+        with _ahead(loader, config.data.prefetch_batches) as batches:
+            run = Run(config, batches, group, device or torch.device("cpu"))
+            digest = config_digest(config)
+            resumed = resume and run.resume(out, digest)
+            if not group.is_first:
+                return run_steps(run, out, digest, lambda step, entry: None, stop_after=stop_after)
+            write_atomic(out / CONFIG_FILE, json.dumps(plain(config), indent=2) + "\n")
+            with _Watch(run, out, resumed=resumed, tensorboard=tensorboard) as watch:
+                done = run_steps(run, out, digest, watch, stop_after=stop_after)
         if done:
             export_model(run, out, Path(config.data.folder))
         write_report(out)
         return done
+
+
+def _ahead(loader: Loader, num_batches: int | None) -> AbstractContextManager[Batches]:
+    """The loader, or a thread that makes batches ahead of the steps. The batches are the same."""
+    return nullcontext(loader) if num_batches is None else Prefetcher(loader, num_batches)
 
 
 def plain(config: Any) -> Any:
@@ -99,6 +106,7 @@ def config_digest(config: TrainConfig) -> str:
     """What must be equal for a checkpoint to be resumed: all but where the data lies and how often things are saved."""
     data = plain(config)
     data["data"].pop("folder")
+    data["data"].pop("prefetch_batches")
     data.pop("saving")
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 

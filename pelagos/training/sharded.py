@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -66,7 +66,7 @@ def shard(model: Model, group: Group, device: torch.device) -> None:
 
     From then on its parameters are DTensors; use it through ``ShardedStepper``.
     """
-    mesh = DeviceMesh(device.type, list(range(group.num_ranks)))
+    mesh = init_device_mesh(device.type, (group.num_ranks,))
     biases = {p for name, p in model.named_parameters() if name.endswith(".gate.bias")}  # moved by their own rule
     for layer in model.layers:
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=biases)

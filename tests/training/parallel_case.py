@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 from training_case import changed, random_batch
 
 from pelagos.recipes.tiny import tiny
@@ -64,9 +65,10 @@ class RandomBatches:
 
 @dataclass(frozen=True, kw_only=True)
 class Leg:
-    """``rows_per_pass``: of each process. ``late``: YaRN and sparse attention from the middle on, then QAT;
-    and the second batch is bad, which leads to a roll-back.
-    ``smooth``: every token uses all experts, so that rounding cannot change which."""
+    """``rows_per_pass``: of each process. ``late``: the second batch is bad, which leads to a roll-back; YaRN and
+    sparse attention come in the middle, QAT later. ``smooth``: every token uses all experts, so that rounding cannot
+    change which, and the learning rate is lower.
+    """
 
     out: str
     num_steps: int
@@ -117,9 +119,12 @@ def run_leg(leg: Leg, group: Group) -> list[list[float]]:
         seen.append([entry.loss, entry.main, entry.mtp, entry.balance, entry.index, entry.gradient_norm, *load])
 
     run_steps(run, out, DIGEST, watch, stop_after=leg.num_steps)
+    tensors = [tensor for part in run._tensors() for tensor in part.values()]
+    held = sum(t.to_local().numel() if isinstance(t, DTensor) else t.numel() for t in tensors)
+    assert held < (0.05 + 1 / (group.num_ranks if leg.sharding == "full" else 1)) * sum(t.numel() for t in tensors)
     model = whole_model(run.model)
-    tensors = {name: tensor.detach().clone() for name, tensor in named_weights(model).items()}
-    save_file(tensors, out / f"rank{group.rank}.safetensors")
+    weights = {name: tensor.detach().clone() for name, tensor in named_weights(model).items()}
+    save_file(weights, out / f"rank{group.rank}.safetensors")
     (out / f"rank{group.rank}.json").write_text(json.dumps(seen))
     return seen
 

@@ -68,8 +68,8 @@ def assert_same_checkpoint(a: Leg, b: Leg) -> None:
 
 
 def test_relay_has_the_bits_of_one_process(tmp_path: Path) -> None:
-    """Two processes, then one, then two, each from the checkpoint of those before, with YaRN, sparse attention and
-    low precision setting in on the way, after a bad batch and a roll-back; against one process from start to end whose passes are cut alike.
+    """Two processes, then one, then two, each from the checkpoint of those before; a bad batch and a roll-back first,
+    then YaRN, sparse attention and low precision set in. Against one process from start to end, its passes cut alike.
 
     Once with whole weights, once with divided ones. There the gradient norm is summed in another order, so nothing is
     clipped by it.
