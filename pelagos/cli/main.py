@@ -48,6 +48,11 @@ COMMANDS = {
         function="train_prepare_command",
         help="Make a tokenizer and token shards out of text.",
     ),
+    "bench context": CommandPlace(
+        module="pelagos.cli.bench_context",
+        function="bench_context_command",
+        help="Measure recall over text length and depth.",
+    ),
     "doctor": CommandPlace(
         module="pelagos.cli.doctor",
         function="doctor_command",

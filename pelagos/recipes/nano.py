@@ -7,6 +7,7 @@
 from pelagos.model.config import ModelConfig, RopeConfig, YarnConfig, csa_layer, hca_layer, window_layer
 from pelagos.training.config import BalanceConfig, SavingConfig, StageConfig, TrainConfig
 from pelagos.training.data import DataConfig
+from pelagos.training.evaluate import EvaluateConfig
 from pelagos.training.optimizer import OptimizerConfig
 
 _WINDOW = 64
@@ -68,4 +69,5 @@ def nano() -> TrainConfig:
         optimizer=OptimizerConfig(peak_lr=5e-3, warmup_steps=30),
         balance=BalanceConfig(bias_speed=0.005),
         saving=SavingConfig(every_steps=25, log_every=5),
+        evaluation=EvaluateConfig(),
     )  # fmt: skip

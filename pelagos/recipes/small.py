@@ -4,6 +4,7 @@ hand."""
 from pelagos.model.config import LayerConfig, ModelConfig, RopeConfig, YarnConfig, csa_layer, hca_layer, window_layer
 from pelagos.training.config import BalanceConfig, SavingConfig, StageConfig, TrainConfig
 from pelagos.training.data import DataConfig
+from pelagos.training.evaluate import EvaluateConfig
 from pelagos.training.optimizer import OptimizerConfig
 
 _WINDOW = 128
@@ -62,4 +63,5 @@ def small() -> TrainConfig:
         optimizer=OptimizerConfig(peak_lr=2e-3, warmup_steps=60),
         balance=BalanceConfig(bias_speed=0.002),
         saving=SavingConfig(every_steps=50, log_every=5),
+        evaluation=EvaluateConfig(),
     )

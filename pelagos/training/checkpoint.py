@@ -3,7 +3,8 @@
     DIR/checkpoints/step-00000120/
         weights.safetensors      parameters and router biases, float32, hash tables; module names
         optimizer.safetensors    momenta, moments, step counts
-        state.json               step, tokens, data cursor, detector, digest of the config, checksums of both files
+        ahead.safetensors        batches fetched before their step, with the experts chosen for them; mostly empty
+        state.json               step, tokens, data cursor, detector, digest of the config, checksums of the files
 
 A checkpoint is written under a temporary name and renamed when all of it is on disk, so a crash costs at most the one
 being written. The newest sound one is used; older ones than ``keep`` are removed.
@@ -27,6 +28,7 @@ from pelagos.model.safetensors_file import DTYPES, StreamingWriter, open_file
 
 FOLDER = "checkpoints"
 _NAME = re.compile(r"step-(\d{8})")
+_PARTS = ("weights", "optimizer", "ahead")
 _MAX_STATE_BYTES = 1 << 30
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -37,19 +39,18 @@ class Saved:
 
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
+    ahead: dict[str, Tensor]
     state: dict[str, Any]
 
 
-def save(
-    out: Path, step: int, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
-) -> Path:
-    """Write the checkpoint of ``step``, replacing one of the same step."""
+def save(out: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any]) -> Path:
+    """Write the checkpoint of ``step``, replacing one of the same step. ``parts``: the three files' tensors."""
     folder = out / FOLDER / f"step-{step:08}"
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     checksums = {}
-    for name, tensors in (("weights", weights), ("optimizer", optimizer)):
+    for name, tensors in parts.items():
         specs = {key: (_DTYPE_NAMES[tensor.dtype], tuple(tensor.shape)) for key, tensor in tensors.items()}
         with StreamingWriter(temporary / f"{name}.safetensors", specs) as writer:
             for key in writer.order:
@@ -107,13 +108,13 @@ def _folders(out: Path) -> list[Path]:
 def _read(folder: Path) -> Saved:
     state = read_json(folder / "state.json", _MAX_STATE_BYTES)
     tensors = {}
-    for name in ("weights", "optimizer"):
+    for name in _PARTS:
         path = folder / f"{name}.safetensors"
         if sha256_file(path) != state["sha256"][name]:
             raise CheckpointError(str(path), ["its checksum is not the one in state.json"])
         file = open_file(path)
         tensors[name] = {key: file.tensor(key) for key in file.tensors}
-    return Saved(weights=tensors["weights"], optimizer=tensors["optimizer"], state=state)
+    return Saved(**tensors, state=state)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from pelagos.common.errors import ConfigError
 from pelagos.common.fields import check_fields, setting
 from pelagos.model.config import ModelConfig
 from pelagos.training.data import DataConfig
+from pelagos.training.evaluate import EvaluateConfig
 from pelagos.training.loss import LossConfig
 from pelagos.training.optimizer import OptimizerConfig
 
@@ -69,6 +70,10 @@ class StabilityConfig:
     snapshot_steps: int = setting(50, help="steps between snapshots in memory to roll back to", low=1, high=1 << 20)
     rollback_after: int = setting(3, help="bad steps in a row, each skipped, before a roll-back", low=1, high=1000)
     max_rollbacks: int = setting(5, help="roll-backs before the run gives up", low=0, high=1000)
+    anticipate_steps: int | None = setting(
+        None, help="after a roll-back, steps whose experts are chosen by older weights; None: none", low=1, high=1 << 20
+    )
+    anticipate_delay: int = setting(4, help="age of those weights, steps", low=0, high=64)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -81,7 +86,9 @@ class SavingConfig:
     every_steps: int = setting(50, help="steps between checkpoints", low=1, high=1 << 30)
     keep: int = setting(2, help="checkpoints kept", low=1, high=1000)
     log_every: int = setting(10, help="steps between lines of metrics", low=1, high=1 << 20)
-    evaluate_every: int | None = setting(None, help="steps between evaluations; None: at the end", low=1, high=1 << 30)
+    evaluate_every: int | None = setting(
+        None, help="steps between evaluations, beside that at the end; None: no others", low=1, high=1 << 30
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -108,6 +115,7 @@ class TrainConfig:
     qat: QatConfig = setting(QatConfig(), help="low-precision training")
     stability: StabilityConfig = setting(StabilityConfig(), help="spikes and roll-backs")
     saving: SavingConfig = setting(SavingConfig(), help="checkpoints and metrics")
+    evaluation: EvaluateConfig | None = setting(None, help="what is measured at the end; None: nothing")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -123,6 +131,8 @@ class TrainConfig:
             yield f"sequence_length must be at most max_positions ({self.model.max_positions}), got {longest}"
         if self.model.storage != "float32" or self.model.activation_dtype not in ("float32", "bfloat16"):
             yield "model must have storage float32, and activation_dtype float32 or bfloat16, to be trained"
+        if self.saving.evaluate_every is not None and self.evaluation is None:
+            yield "evaluation must be set where saving.evaluate_every is"
         if self.model.official_rounding:
             yield "model must have official_rounding off: qat switches it on when its time has come"
 

@@ -22,14 +22,16 @@ from pelagos.common.errors import CheckpointError, ResourceError
 from pelagos.model.transformer import Model
 from pelagos.ops.dispatch import autograd_ops
 from pelagos.training import checkpoint
+from pelagos.training.batch import PackedBatch
 from pelagos.training.config import TrainConfig
 from pelagos.training.data import Batches
 from pelagos.training.export import export
 from pelagos.training.initialize import initialize
 from pelagos.training.metrics import Event
+from pelagos.training.objective import Forced
 from pelagos.training.optimizer import Optimizer
 from pelagos.training.parallel import Group
-from pelagos.training.stability import SpikeDetector
+from pelagos.training.stability import Ahead, SpikeDetector, chosen_experts, from_tensors, to_tensors
 from pelagos.training.step import Stepper, StepReport
 from pelagos.training.views import named_weights
 
@@ -51,6 +53,8 @@ class Run:
         self.num_tokens = 0
         self.seconds = 0.0
         self.num_bad, self.num_rollbacks = 0, 0
+        self.ahead: list[Ahead] = []
+        self.anticipate_until = 0
         self._snapshot: dict[str, Any] | None = None
 
     def advance(self) -> Iterator[StepReport | Event]:
@@ -61,9 +65,8 @@ class Run:
         if self.step and stage is not self.config.stage_at(self.step - 1):
             self.detector.restart()
         began = time.perf_counter()
-        self.batches.set_mixture(stage.mixture)
-        batch = self.batches.batch(self.config.rows_at(self.step), stage.sequence_length)
-        report = self.stepper.gradients(self.step, batch)
+        batch, forced = self._next()
+        report = self.stepper.gradients(self.step, batch, forced)
         if self._is_bad(report):
             yield from self._skip(report)
             return
@@ -75,6 +78,27 @@ class Run:
         report.seconds = time.perf_counter() - began
         self.seconds += report.seconds
         yield report
+
+    def _next(self) -> tuple[PackedBatch, list[Forced] | None]:
+        """The batch of this step; for a while after a roll-back with experts that older weights chose for it."""
+        if self.step < self.anticipate_until:
+            while len(self.ahead) <= self.config.stability.anticipate_delay:
+                self.ahead.append(self._fetch_ahead(self.step + len(self.ahead)))
+        if self.ahead:
+            first = self.ahead.pop(0)
+            return first.batch, first.forced
+        return self._fetch(self.step), None
+
+    def _fetch(self, step: int) -> PackedBatch:
+        stage = self.config.stage_at(step)
+        self.batches.set_mixture(stage.mixture)
+        return self.batches.batch(self.config.rows_at(step), stage.sequence_length)
+
+    def _fetch_ahead(self, step: int) -> Ahead:
+        step = min(step, self.config.num_steps - 1)
+        batch = self._fetch(step)
+        passes, sparse = self.stepper.passes(batch), self.config.is_sparse(step)
+        return Ahead(batch=batch, forced=chosen_experts(self.stepper.view(step), passes, sparse=sparse))
 
     def _is_bad(self, report: StepReport) -> bool:
         finite = torch.isfinite(torch.tensor(report.gradient_norm)).item()
@@ -97,6 +121,8 @@ class Run:
         failed = self.step
         self._restore(self._snapshot)
         self.num_bad, self.num_rollbacks = 0, self.num_rollbacks + 1
+        self.ahead.clear()
+        self.anticipate_until = self.step + (self.config.stability.anticipate_steps or 0)
         yield Event(step=failed, kind="rolled_back", reason=reason, to_step=self.step)
 
     def _tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -122,11 +148,14 @@ class Run:
                 "seconds": self.seconds,
                 "num_bad": self.num_bad,
                 "num_rollbacks": self.num_rollbacks,
+                "anticipate_until": self.anticipate_until,
                 "detector": vars(self.detector),
                 "data": self.batches.state_dict(),
                 "config": digest,
             }
-            checkpoint.save(out, self.step, *self._tensors(), state)
+            weights, optimizer = self._tensors()
+            parts = {"weights": weights, "optimizer": optimizer, "ahead": to_tensors(self.ahead)}
+            checkpoint.save(out, self.step, parts, state)
             checkpoint.remove_old(out, self.config.saving.keep)
 
     def resume(self, out: Path, digest: str) -> bool:
@@ -142,6 +171,7 @@ class Run:
         self.batches.load_state_dict(state["data"])
         self.step, self.num_tokens, self.seconds = state["step"], state["num_tokens"], state["seconds"]
         self.num_bad, self.num_rollbacks = state["num_bad"], state["num_rollbacks"]
+        self.anticipate_until, self.ahead = state["anticipate_until"], from_tensors(saved.ahead)
         self.detector = SpikeDetector(**state["detector"])
         return True
 

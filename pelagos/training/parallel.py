@@ -6,8 +6,9 @@ the same bits: those of one process whose passes are the ranks' rows. sharded.py
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,8 +16,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from pelagos.common.errors import UsageError
+from pelagos.training.batch import PackedBatch
+
 if TYPE_CHECKING:
     from pelagos.training.optimizer import Optimizer, Ranks
+    from pelagos.training.stability import Ahead
 
 _BUCKET_ELEMENTS = 1 << 24  # numbers that are sent at a time, unless a parameter has more
 
@@ -110,6 +115,44 @@ def leave() -> None:
     """Give the connections back that ``join`` opened."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def whole_queue(queue: Sequence["Ahead"], group: Group) -> list["Ahead"]:
+    """Batches fetched ahead with the rows of all ranks, each with its experts as those of one pass: what is saved, as
+    it does not depend on who reads which rows. All processes must call it together."""
+    from pelagos.training.stability import Ahead
+
+    def whole(tensor: Tensor) -> Tensor:
+        return torch.cat(group.gather(tensor))
+
+    return [
+        Ahead(
+            batch=PackedBatch(**{name: whole(tensor) for name, tensor in vars(ahead.batch).items()}),
+            forced=[{name: whole(torch.cat([part[name] for part in ahead.forced])) for name in ahead.forced[0]}],
+        )
+        for ahead in queue
+    ]
+
+
+def own_queue(
+    queue: Sequence["Ahead"], group: Group, passes: Callable[[PackedBatch], Sequence[PackedBatch]]
+) -> list["Ahead"]:
+    """The inverse: this rank's rows, with the experts of each of its ``passes``."""
+    from pelagos.training.stability import Ahead
+
+    own = []
+    for ahead in queue:
+        num_rows, length = ahead.batch.token_ids.shape
+        if num_rows % group.num_ranks:
+            raise UsageError(f"{num_rows} rows fetched ahead cannot be shared by {group.num_ranks} processes equally")
+        share = num_rows // group.num_ranks
+        batch = ahead.batch.rows(group.rank * share, (group.rank + 1) * share)
+        first = group.rank * share * length
+        ends = [first, *(first + n for n in accumulate(part.token_ids.numel() for part in passes(batch)))]
+        chosen = ahead.forced[0] if ahead.forced else {}  # no router learns: nothing was saved of the experts
+        forced = [{name: ids[start:stop] for name, ids in chosen.items()} for start, stop in pairwise(ends)]
+        own.append(Ahead(batch=batch, forced=forced))
+    return own
 
 
 def _in_order(parts: Sequence[Tensor]) -> Tensor:

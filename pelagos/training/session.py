@@ -25,6 +25,9 @@ from pelagos.training import checkpoint, parallel
 from pelagos.training.config import TrainConfig
 from pelagos.training.console import ConsoleLine
 from pelagos.training.data import Batches, Loader, open_loader
+from pelagos.training.evaluate import evaluate
+from pelagos.training.evaluation import write_evaluation
+from pelagos.training.health import examine
 from pelagos.training.loop import Run, export_model, run_steps
 from pelagos.training.metrics import (
     METRICS_FILE,
@@ -82,12 +85,22 @@ def train(
             if not group.is_first:
                 return run_steps(run, out, digest, lambda step, entry: None, stop_after=stop_after)
             write_atomic(out / CONFIG_FILE, json.dumps(plain(config), indent=2) + "\n")
-            with _Watch(run, out, resumed=resumed, tensorboard=tensorboard) as watch:
+            with _Watch(run, out, tokenizer, resumed=resumed, tensorboard=tensorboard) as watch:
                 done = run_steps(run, out, digest, watch, stop_after=stop_after)
         if done:
+            evaluate_run(run, out, tokenizer)
             export_model(run, out, Path(config.data.folder))
         write_report(out)
         return done
+
+
+def evaluate_run(run: Run, out: Path, tokenizer: Tokenizer) -> None:
+    """Measure what the config asks for, into ``evaluation.json`` and a picture, for the report."""
+    if run.config.evaluation is None:
+        return
+    model = run.stepper.view(max(run.step - 1, 0))
+    folder = Path(run.config.data.folder)
+    write_evaluation(evaluate(model, tokenizer, folder, run.config.evaluation, step=run.step), out)
 
 
 def _ahead(loader: Loader, num_batches: int | None) -> AbstractContextManager[Batches]:
@@ -108,6 +121,7 @@ def config_digest(config: TrainConfig) -> str:
     data["data"].pop("folder")
     data["data"].pop("prefetch_batches")
     data.pop("saving")
+    data.pop("evaluation")
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
@@ -150,8 +164,8 @@ def _tokenizer(config: TrainConfig) -> Tokenizer:
 class _Watch:
     """Writes metrics, the console's lines and now and then the report, as steps come."""
 
-    def __init__(self, run: Run, out: Path, *, resumed: bool, tensorboard: bool) -> None:
-        self.run, self.out, config = run, out, run.config
+    def __init__(self, run: Run, out: Path, tokenizer: Tokenizer, *, resumed: bool, tensorboard: bool) -> None:
+        self.run, self.out, self.tokenizer, config = run, out, tokenizer, run.config
         counts = accounting.parameters(config.model)
         flops = accounting.flops_per_token(config.model, config.stages[0].sequence_length)
         self.flops_per_token = 3.0 * flops.total
@@ -194,6 +208,8 @@ class _Watch:
             record = self._record(step, entry)
             self.log.write(record)
             self.console.show(record)
+        if config.saving.evaluate_every and step % config.saving.evaluate_every == 0 and step < config.num_steps:
+            evaluate_run(self.run, self.out, self.tokenizer)
         if step % config.saving.every_steps == 0:
             self.log.sync()
             if time.monotonic() - self.reported > _REPORT_SECONDS:
@@ -208,6 +224,9 @@ class _Watch:
         sparse = ", sparse" if config.is_sparse(step - 1) else ""
         loads = {_layer_number(name): float(x.max() / x.float().mean()) for name, x in report.load.items()}
         biases = {_layer_number(name): _range(self.run.model.get_submodule(name)) for name in report.load}
+        assert self.run.stepper.last_pass is not None
+        first_row = self.run.stepper.last_pass.rows(0, 1)
+        health = examine(self.run.stepper.view(step - 1), first_row, sparse=config.is_sparse(step - 1))
         bytes_per_token = report.num_bytes / max(report.num_tokens, 1)
         return StepRecord(
             step=step,
@@ -226,6 +245,9 @@ class _Watch:
             expert_load=loads,
             router_bias=biases,
             indexer_recall={int(name.split(".")[1]): value for name, value in report.recall.items()},
+            stream_gain=health.stream_gain,
+            post_share=health.post_share,
+            clamped=health.clamped,
             memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         )
 

@@ -1,7 +1,7 @@
 """Checkpoints that every process writes its part of, by torch.distributed.checkpoint in its safetensors form.
 
     DIR/checkpoints/sharded-00000120/
-        shard-00001-*.safetensors, ...    what each process held: "weights/NAME" and "optimizer/NAME", rows and offsets
+        shard-00001-*.safetensors, ...    what each process held: "weights/NAME", "optimizer/NAME", ..., with offsets
         state.json                        as in checkpoint.py, with the checksum of each file
 
 Any number of processes reads what another number wrote, and ``to_plain`` makes the files of checkpoint.py of it. All
@@ -28,13 +28,12 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from pelagos.common.errors import CheckpointError
 from pelagos.common.files import read_json, sha256_file, write_atomic
 from pelagos.training import checkpoint
-from pelagos.training.checkpoint import _sync
+from pelagos.training.checkpoint import FOLDER, _sync
 from pelagos.training.parallel import Group
 
-_FOLDER = "checkpoints"
 _NAME = re.compile(r"sharded-(\d{8})")
 _MAX_STATE_BYTES = 1 << 30
-_PARTS = ("weights", "optimizer")
+PARTS = ("weights", "optimizer", "ahead")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,25 +45,22 @@ class Shards:
 
 
 def save(
-    out: Path,
-    step: int,
-    weights: Mapping[str, Tensor],
-    optimizer: Mapping[str, Tensor],
-    state: Mapping[str, Any],
-    group: Group,
+    out: Path, step: int, parts: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], group: Group
 ) -> Path:
-    """Write the checkpoint of ``step``, replacing one of the same step. All processes must call it together."""
-    folder = out / _FOLDER / f"sharded-{step:08}"
+    """Write the checkpoint of ``step``, replacing one of the same step. All processes must call it together.
+
+    ``parts``: as of ``checkpoint.save``, divided tensors or whole ones that are the same everywhere.
+    """
+    folder = out / FOLDER / f"sharded-{step:08}"
     temporary = folder.with_name(f".{folder.name}.tmp")
     if group.is_first:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     group.barrier()
-    tensors = _joined(weights, optimizer)
+    tensors = _joined(parts)
     with _one_process_is_fine():
-        state_dict_saver.save(
-            tensors, storage_writer=HuggingFaceStorageWriter(str(temporary), save_distributed=True)
-        )  # syncs files
+        writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)  # which syncs its files
+        state_dict_saver.save(tensors, storage_writer=writer)
     group.barrier()
     if group.is_first:
         checksums = {path.name: sha256_file(path) for path in sorted(temporary.glob("*.safetensors"))}
@@ -91,33 +87,30 @@ def newest(out: Path, group: Group) -> Shards | None:
             return Shards(folder=folder, state=state)
         problems.append(f"{folder.name}: {problem}")
     if problems:
-        raise CheckpointError(str(out / _FOLDER), problems)
+        raise CheckpointError(str(out / FOLDER), problems)
     return None
 
 
-def load(shards: Shards, weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
-    """Fill tensors, divided or whole, from a checkpoint; each process reads the rows it holds, and all must call it
+def load(shards: Shards, parts: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Fill the tensors of some ``parts``, divided or whole; each process reads the rows it holds, and all must call it
     together. Raises CheckpointError, and changes nothing, if names, shapes or dtypes differ."""
     reader = HuggingFaceStorageReader(str(shards.folder))
-    own = _joined(weights, optimizer)
-    if problems := sorted(_misfits(own, _contents(reader))):
+    own = _joined(parts)
+    saved = {name: entry for name, entry in _contents(reader).items() if name.split("/")[0] in parts}
+    if problems := sorted(_misfits(own, saved)):
         raise CheckpointError(str(shards.folder), problems)
     with _one_process_is_fine():
         state_dict_loader.load(own, storage_reader=reader)
 
 
-def read(shards: Shards) -> checkpoint.Saved:
-    """The checkpoint as one process holds it, tensors whole and in memory."""
-    reader = HuggingFaceStorageReader(str(shards.folder))
-    whole = {name: torch.empty(found.size, dtype=found.properties.dtype) for name, found in _contents(reader).items()}
+def read(shards: Shards, part: str) -> dict[str, Tensor]:
+    """One part of the checkpoint, its tensors whole and in memory."""
+    reader, prefix = HuggingFaceStorageReader(str(shards.folder)), f"{part}/"
+    found = {name: entry for name, entry in _contents(reader).items() if name.startswith(prefix)}
+    whole = {name: torch.empty(entry.size, dtype=entry.properties.dtype) for name, entry in found.items()}
     with _one_process_is_fine():
         state_dict_loader.load(whole, storage_reader=reader, no_dist=True)
-    parts = {
-        part: {name.removeprefix(f"{part}/"): tensor for name, tensor in whole.items() if name.startswith(f"{part}/")}
-        for part in _PARTS
-    }
-    state = {key: value for key, value in shards.state.items() if key != "sha256"}
-    return checkpoint.Saved(weights=parts["weights"], optimizer=parts["optimizer"], state=state)
+    return {name.removeprefix(prefix): tensor for name, tensor in whole.items()}
 
 
 def to_plain(out: Path) -> Path | None:
@@ -125,24 +118,31 @@ def to_plain(out: Path) -> Path | None:
 
     Returns the new folder; None if there is nothing to do. Raises CheckpointError as ``newest`` does.
     """
-    numbers = [int(path.name[-8:]) for path in (out / _FOLDER).glob("step-????????")]
+    numbers = [int(path.name[-8:]) for path in (out / FOLDER).glob("step-????????")]
     shards = newest(out, Group())
     if shards is None or shards.state["step"] <= max(numbers, default=-1):
         return None
-    saved = read(shards)
-    return checkpoint.save(out, saved.state["step"], saved.weights, saved.optimizer, saved.state)
+    state = {key: value for key, value in shards.state.items() if key != "sha256"}
+    return checkpoint.save(out, state["step"], {part: read(shards, part) for part in PARTS}, state)
 
 
 def remove_old(out: Path, keep: int) -> None:
     """Remove all but the newest ``keep`` divided checkpoints, and what crashes left behind."""
     for folder in _folders(out)[:-keep]:
         shutil.rmtree(folder)
-    for leftover in (out / _FOLDER).glob(".sharded-*.tmp"):
+    for leftover in (out / FOLDER).glob(".sharded-*.tmp"):
         shutil.rmtree(leftover)
 
 
+def remove_after(out: Path, step: int) -> None:
+    """Remove divided checkpoints of later steps, which a roll-back has undone."""
+    for folder in _folders(out):
+        if folder.name > f"sharded-{step:08}":
+            shutil.rmtree(folder)
+
+
 def _folders(out: Path) -> list[Path]:
-    folder = out / _FOLDER
+    folder = out / FOLDER
     return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name)) if folder.is_dir() else []
 
 
@@ -158,9 +158,8 @@ def _checked_state(folder: Path, group: Group) -> dict[str, Any]:
     return state
 
 
-def _joined(weights: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    parts = zip(_PARTS, (weights, optimizer), strict=True)
-    return {f"{part}/{name}": tensor.detach() for part, tensors in parts for name, tensor in tensors.items()}
+def _joined(parts: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {f"{part}/{name}": tensor.detach() for part, tensors in parts.items() for name, tensor in tensors.items()}
 
 
 def _contents(reader: HuggingFaceStorageReader) -> dict[str, TensorStorageMetadata]:

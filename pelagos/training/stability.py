@@ -5,10 +5,11 @@ uses were chosen for its batch some steps before, by the weights of then.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from pelagos.model.transformer import Model
 from pelagos.training.batch import PackedBatch
@@ -57,3 +58,37 @@ def chosen_experts(model: Model, passes: Sequence[PackedBatch], *, sparse: bool)
             model(batch.token_ids.flatten(), batch.positions.flatten(), contexts)
         chosen.append({name: r.chosen for name, r in routing.items() if not model.get_submodule(name).by_hash})
     return chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """A batch fetched before its step, and the experts that the weights of then chose, for each pass."""
+
+    batch: PackedBatch
+    forced: list[Forced]
+
+
+def to_tensors(queue: Sequence[Ahead]) -> dict[str, Tensor]:
+    """Batches and experts as named tensors, to be saved."""
+    tensors: dict[str, Tensor] = {}
+    for i, ahead in enumerate(queue):
+        tensors |= {f"{i}/batch/{name}": tensor for name, tensor in vars(ahead.batch).items()}
+        for number, forced in enumerate(ahead.forced):
+            tensors |= {f"{i}/{number}/{router}": chosen for router, chosen in forced.items()}
+    return tensors
+
+
+def from_tensors(tensors: Mapping[str, Tensor]) -> list[Ahead]:
+    """The inverse of ``to_tensors``."""
+    batches: dict[int, dict[str, Tensor]] = {}
+    forced: dict[int, dict[int, Forced]] = {}
+    for key, tensor in tensors.items():
+        i, part, name = key.split("/", 2)
+        if part == "batch":
+            batches.setdefault(int(i), {})[name] = tensor.clone()
+        else:
+            forced.setdefault(int(i), {}).setdefault(int(part), {})[name] = tensor.clone()
+    return [
+        Ahead(batch=PackedBatch(**batches[i]), forced=[forced[i][n] for n in sorted(forced.get(i, {}))])
+        for i in sorted(batches)
+    ]

@@ -48,6 +48,7 @@ class Stepper:
     def __init__(self, config: TrainConfig, model: Model, optimizer: Optimizer, group: Group) -> None:
         self.config, self.model, self.optimizer, self.group = config, model, optimizer, group
         self._views: dict[ModelConfig, Model] = {model.config: model}
+        self.last_pass: PackedBatch | None = None
 
     def view(self, step: int) -> Model:
         """The model as it is at ``step``: YaRN and official rounding on or off."""
@@ -73,6 +74,7 @@ class Stepper:
         config, model = self.config, self.view(step)
         passes, weights, ratios = self.passes(batch), self._weights(step), index_ratios(model)
         own = [Totals.of(part, ratios) for part in passes]
+        self.last_pass = passes[-1]
         totals = own[0].replaced(self.group.sum(torch.stack([part.vector() for part in own]).sum(0)))
         sums = torch.zeros(4, dtype=torch.float64)
         load: dict[str, Tensor] = {}

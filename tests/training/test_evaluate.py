@@ -108,8 +108,16 @@ def test_expert_load_is_that_of_the_routers(folder: Path) -> None:
     assert set(expected) == {0, 1, 2, 3}
 
 
+def random_rows(num: int) -> Tensor:
+    return torch.randn(num, 64, generator=torch.Generator().manual_seed(1))
+
+
 def test_draft_acceptance_is_that_of_a_hand_loop(folder: Path) -> None:
+    """A head that knows six common words alone, so that a draft has a chance."""
     model, packed = untrained(), batch(folder)
+    common = tokenizer().encode(" sea deep ship night lamps lit")
+    with torch.no_grad():
+        model.head.weight.copy_(torch.zeros(512, 64).index_copy(0, torch.tensor(common), random_rows(len(common))))
     inference = exact(model)
     accepted = right = num_all = 0
     for piece in pieces(packed):
@@ -127,6 +135,8 @@ def test_draft_acceptance_is_that_of_a_hand_loop(folder: Path) -> None:
     assert draft.accepted.num_all == draft.right.num_all == num_all
     assert draft.accepted.num_right == pytest.approx(accepted, abs=1)
     assert draft.right.num_right == pytest.approx(right, abs=1)
+    assert 10 < accepted < num_all - 10
+    assert right > 5
 
 
 def agreeing(model_config: ModelConfig) -> Model:

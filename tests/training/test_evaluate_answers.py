@@ -82,7 +82,7 @@ def test_a_timeline_goes_on_where_it_can() -> None:
     second = greedy_answers(model, [longer], [3], stop_ids=(), timelines=[timeline])[0]
     assert timeline.state is state
     assert second == by_hand(model, longer, 3)
-    other = [*longer[:3], 77, *longer[3:]]
+    other = [*longer[:3], 77, *longer[3:], 13, 14, 15]
     assert greedy_answers(model, [other], [3], stop_ids=(), timelines=[timeline])[0] == by_hand(model, other, 3)
     assert timeline.state is not state
 

@@ -27,7 +27,9 @@ def cost(model: Model, ids: list[int], start: int) -> float:
     return float(log_p[torch.arange(start - 1, len(ids) - 1), ids[start:]].sum())
 
 
-@pytest.mark.parametrize(("context", "rest"), [("the sea is", " deep and wide"), ("the sea is ", "deep"), ("", "ship")])
+@pytest.mark.parametrize(
+    ("context", "rest"), [("the sea is", " deep and wide"), ("the sea is ", "deep and wide"), ("", "ship")]
+)
 def test_loglikelihood(context: str, rest: str) -> None:
     model = exact(untrained())
     [(log_p, greedy)] = Answerer(model, tokenizer()).loglikelihood([request(context, rest)])

@@ -14,11 +14,14 @@ import torch
 from parallel_case import NORM, Leg, run_leg
 from safetensors.torch import load_file
 from torch import Tensor
+from training_case import random_batch
 
-from pelagos.common.errors import CheckpointError
+from pelagos.common.errors import CheckpointError, UsageError
 from pelagos.training import checkpoint, sharded_checkpoint
-from pelagos.training.parallel import Group
+from pelagos.training.batch import PackedBatch
+from pelagos.training.parallel import Group, own_queue, whole_queue
 from pelagos.training.sharded_optimizer import row_range
+from pelagos.training.stability import Ahead
 
 SCRIPT = Path(__file__).with_name("parallel_case.py")
 
@@ -159,10 +162,11 @@ def test_rows_are_cut_as_torch_cuts(num_rows: int, num_ranks: int) -> None:
 
 WEIGHTS = {"a.weight": torch.arange(6.0).view(2, 3), "ids": torch.tensor([[3], [1]])}
 OPTIMIZER = {"a.weight.momentum": torch.ones(2, 3), "a.weight.num_steps": torch.tensor(7)}
+PARTS = {"weights": WEIGHTS, "optimizer": OPTIMIZER, "ahead": {"0/batch/ids": torch.tensor([1, 2], dtype=torch.int32)}}
 
 
 def write(out: Path, step: int) -> Path:
-    return sharded_checkpoint.save(out, step, WEIGHTS, OPTIMIZER, {"step": step, "note": "x"}, Group())
+    return sharded_checkpoint.save(out, step, PARTS, {"step": step, "note": "x"}, Group())
 
 
 def test_divided_checkpoint_to_plain(tmp_path: Path) -> None:
@@ -175,6 +179,7 @@ def test_divided_checkpoint_to_plain(tmp_path: Path) -> None:
     assert saved is not None
     assert_same(saved.weights, WEIGHTS)
     assert_same(saved.optimizer, OPTIMIZER)
+    assert_same(saved.ahead, PARTS["ahead"])
     assert saved.state["note"] == "x"
     assert sharded_checkpoint.to_plain(tmp_path) is None  # done already
 
@@ -192,6 +197,8 @@ def test_newest_sound_checkpoint_is_used(tmp_path: Path) -> None:
     assert sorted(x.name for x in (tmp_path / "checkpoints").iterdir()) == [f.name for f in folders[1:]]
     with pytest.raises(CheckpointError, match="its checksum is not the one"):
         sharded_checkpoint.newest(tmp_path, Group())
+    sharded_checkpoint.remove_after(tmp_path, 20)
+    assert [x.name for x in (tmp_path / "checkpoints").iterdir()] == [folders[1].name]
 
 
 def test_checkpoint_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
@@ -200,7 +207,7 @@ def test_checkpoint_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
     assert shards is not None
     own = {"a.weight": torch.zeros(3, 2), "b": torch.zeros(1)}
     with pytest.raises(CheckpointError) as caught:
-        sharded_checkpoint.load(shards, own, OPTIMIZER)
+        sharded_checkpoint.load(shards, {"weights": own, "optimizer": OPTIMIZER})
     for problem in (
         "missing weights/b",
         "unexpected weights/ids",
@@ -209,5 +216,24 @@ def test_checkpoint_that_does_not_fit_changes_nothing(tmp_path: Path) -> None:
         assert problem in str(caught.value)
     assert not own["a.weight"].any()
     fitting = {name: torch.zeros_like(tensor) for name, tensor in WEIGHTS.items()}
-    sharded_checkpoint.load(shards, fitting, {name: torch.zeros_like(t) for name, t in OPTIMIZER.items()})
+    sharded_checkpoint.load(shards, {"weights": fitting})
     assert_same(fitting, WEIGHTS)
+
+
+def test_batches_fetched_ahead_are_saved_whole() -> None:
+    """Cut for two ranks and put together again by hand, and cut into other passes."""
+
+    def passes(batch: PackedBatch) -> list[PackedBatch]:
+        return [batch.rows(i, i + 2) for i in range(0, len(batch.token_ids), 2)]
+
+    batch, chosen = random_batch(6, 32, 1), torch.arange(6 * 32 * 2).view(-1, 2)
+    queue = [Ahead(batch=batch, forced=[{"gate": chosen}])] * 2
+    parts = [own_queue(queue, Group(rank=rank, num_ranks=2), passes)[1] for rank in (0, 1)]
+    assert [[len(x["gate"]) for x in part.forced] for part in parts] == [[64, 32], [64, 32]]
+    assert torch.equal(torch.cat([x["gate"] for part in parts for x in part.forced]), chosen)
+    assert torch.equal(torch.cat([part.batch.positions for part in parts]), batch.positions)
+    whole = whole_queue(own_queue(queue, Group(), passes), Group())
+    assert torch.equal(whole[0].forced[0]["gate"], chosen)
+    assert own_queue([Ahead(batch=batch, forced=[])], Group(), passes)[0].forced == [{}, {}, {}]
+    with pytest.raises(UsageError, match="6 rows fetched ahead cannot be shared by 4 processes"):
+        own_queue(queue, Group(rank=0, num_ranks=4), passes)

@@ -21,6 +21,7 @@ from pelagos.recipes.tiny import tiny
 from pelagos.training import checkpoint, session
 from pelagos.training.catalogue import SAMPLE
 from pelagos.training.config import TrainConfig
+from pelagos.training.evaluate import EvaluateConfig
 from pelagos.training.loop import Run
 from pelagos.training.metrics import Event, read_history
 from pelagos.training.overrides import settings_of, with_settings
@@ -64,6 +65,8 @@ def test_a_run_leaves_what_it_promises(whole: Path) -> None:
     history = read_history(whole)
     assert [record.step for record in history.steps] == list(range(1, 13))
     assert {record.sequence_length for record in history.steps} == {128, 256, 512}
+    assert all(0.5 < record.stream_gain < 1.6 for record in history.steps)
+    assert set(history.steps[-1].clamped) == {"gate_high", "up_high", "up_low"}
     assert history.steps[-1].parts["main"] < history.steps[0].parts["main"] - 0.5
     assert "<html" in (whole / "report.html").read_text()
     assert json.loads((whole / "config.json").read_text())["optimizer"]["peak_lr"] == 0.01
@@ -174,6 +177,58 @@ def test_weights_after_a_roll_back_are_those_of_the_snapshot(scripted: Any) -> N
     list(run.advance())
     assert run.num_rollbacks == 1
     assert same(before, run._tensors()[0])
+
+
+def _rolled_back(scripted: Any, **stability: Any) -> Run:
+    run: Run = scripted([5.0, 5.0, float("inf")], rollback_after=1, snapshot_steps=2, **stability)
+    for _ in range(3):
+        list(run.advance())
+    assert run.num_rollbacks == 1
+    return run
+
+
+def test_experts_chosen_without_delay_change_nothing(scripted: Any) -> None:
+    plain, anticipating = _rolled_back(scripted), _rolled_back(scripted, anticipate_steps=3, anticipate_delay=0)
+    for _ in range(4):
+        list(plain.advance())
+        list(anticipating.advance())
+    assert same(plain._tensors()[0], anticipating._tensors()[0])
+
+
+def test_experts_are_chosen_by_older_weights_for_a_while(scripted: Any, tmp_path: Path) -> None:
+    plain, anticipating = _rolled_back(scripted), _rolled_back(scripted, anticipate_steps=3, anticipate_delay=2)
+    depths = []
+    for _ in range(3):
+        list(plain.advance())
+        list(anticipating.advance())
+        depths.append(len(anticipating.ahead))
+    assert depths == [2, 2, 2]
+    assert not same(plain._tensors()[0], anticipating._tensors()[0])
+    anticipating.save(tmp_path, "digest")
+    resumed = scripted([], rollback_after=1, snapshot_steps=2, anticipate_steps=3, anticipate_delay=2)
+    assert resumed.resume(tmp_path, "digest")
+    for _ in range(4):
+        list(anticipating.advance())
+        list(resumed.advance())
+    assert anticipating.ahead == []
+    assert same(anticipating._tensors()[0], resumed._tensors()[0])
+
+
+def test_an_evaluation_on_the_way_and_at_the_end(data: Path, tmp_path: Path) -> None:
+    config = with_settings(short(data), ["num_steps=2"])
+    measured = EvaluateConfig(
+        context_length=64,
+        tokens_per_source=64,
+        batch_tokens=128,
+        low_precision=False,
+        samples_per_task=None,
+        recall=None,
+    )
+    saving = dataclasses.replace(config.saving, evaluate_every=1)
+    assert session.train(changed(config, evaluation=measured, saving=saving), tmp_path)
+    evaluation = json.loads((tmp_path / "evaluation.json").read_text())
+    assert evaluation["step"] == 2
+    assert evaluation["bits_per_byte"]
 
 
 def test_a_folder_with_a_run_is_not_overwritten(data: Path, tmp_path: Path) -> None:
