@@ -55,11 +55,14 @@ def train_command(
             typer.echo(f"{path} = {value}  # {text}")
         return
     from pelagos.common.device import parse_device
+    from pelagos.training.parallel import is_first_process
     from pelagos.training.session import train
 
     use_threads(threads)
     folder = out or Path("runs") / recipe
     done = train(config, folder, resume=resume, force=force, device=parse_device(device), tensorboard=tensorboard)
+    if not is_first_process():
+        return
     if done:
         typer.echo(f"done: the model is in {folder / 'model'}, the report in {folder / 'report.html'}")
     else:

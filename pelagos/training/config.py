@@ -105,6 +105,11 @@ class TrainConfig:
     micro_tokens: int = setting(4096, help="tokens per pass through the model; a step is as many passes as it takes",
                                 low=8, high=1 << 30)  # fmt: skip
     recompute: bool = setting(False, help="keep only each layer's input for the backward pass: less memory, more time")
+    sharding: str = setting(
+        "none",
+        help="weights of several processes: none: whole in each; full: divided among them (FSDP2)",
+        choices=("none", "full"),
+    )
     batch_ramp: float = setting(0.0, help="share of all steps over which a step grows to its size", low=0.0, high=1.0)
     model: ModelConfig = setting(help="the model")
     data: DataConfig = setting(help="the data")

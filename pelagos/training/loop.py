@@ -30,7 +30,7 @@ from pelagos.training.initialize import initialize
 from pelagos.training.metrics import Event
 from pelagos.training.objective import Forced
 from pelagos.training.optimizer import Optimizer
-from pelagos.training.parallel import Group
+from pelagos.training.parallel import Group, own_queue, whole_queue
 from pelagos.training.stability import Ahead, SpikeDetector, chosen_experts, from_tensors, to_tensors
 from pelagos.training.step import Stepper, StepReport
 from pelagos.training.views import named_weights
@@ -140,21 +140,9 @@ class Run:
         self.detector = SpikeDetector(**copy["detector"])
 
     def save(self, out: Path, digest: str) -> None:
-        """Write a checkpoint of this moment, from the first process."""
+        """Write a checkpoint of this moment, from the first process; all must call it together."""
+        parts, state = self._parts(), self._state(digest)
         if self.group.is_first:
-            state = {
-                "step": self.step,
-                "num_tokens": self.num_tokens,
-                "seconds": self.seconds,
-                "num_bad": self.num_bad,
-                "num_rollbacks": self.num_rollbacks,
-                "anticipate_until": self.anticipate_until,
-                "detector": vars(self.detector),
-                "data": self.batches.state_dict(),
-                "config": digest,
-            }
-            weights, optimizer = self._tensors()
-            parts = {"weights": weights, "optimizer": optimizer, "ahead": to_tensors(self.ahead)}
             checkpoint.save(out, self.step, parts, state)
             checkpoint.remove_old(out, self.config.saving.keep)
 
@@ -163,17 +151,41 @@ class Run:
         saved = checkpoint.newest(out)
         if saved is None:
             return False
-        state = saved.state
-        if state["config"] != digest:
-            raise CheckpointError(str(out), ["its checkpoints belong to another config: use another --out, or --force"])
+        self._check_digest(out, saved.state, digest)
         checkpoint.load_weights(self._tensors()[0], saved.weights)
         self.optimizer.load_state_dict(saved.optimizer)
+        self._take_state(saved.state, saved.ahead)
+        return True
+
+    def _parts(self) -> dict[str, dict[str, Tensor]]:
+        weights, optimizer = self._tensors()
+        ahead = to_tensors(whole_queue(self.ahead, self.group))
+        return {"weights": weights, "optimizer": optimizer, "ahead": ahead}
+
+    def _state(self, digest: str) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "num_tokens": self.num_tokens,
+            "seconds": self.seconds,
+            "num_bad": self.num_bad,
+            "num_rollbacks": self.num_rollbacks,
+            "anticipate_until": self.anticipate_until,
+            "detector": vars(self.detector),
+            "data": self.batches.state_dict(),
+            "config": digest,
+        }
+
+    def _check_digest(self, out: Path, state: dict[str, Any], digest: str) -> None:
+        if state["config"] != digest:
+            raise CheckpointError(str(out), ["its checkpoints belong to another config: use another --out, or --force"])
+
+    def _take_state(self, state: dict[str, Any], ahead: dict[str, Tensor]) -> None:
         self.batches.load_state_dict(state["data"])
         self.step, self.num_tokens, self.seconds = state["step"], state["num_tokens"], state["seconds"]
         self.num_bad, self.num_rollbacks = state["num_bad"], state["num_rollbacks"]
-        self.anticipate_until, self.ahead = state["anticipate_until"], from_tensors(saved.ahead)
+        self.anticipate_until = state["anticipate_until"]
+        self.ahead = own_queue(from_tensors(ahead), self.group, self.stepper.passes)
         self.detector = SpikeDetector(**state["detector"])
-        return True
 
 
 def run_steps(run: Run, out: Path, digest: str, watch: Watcher, *, stop_after: int | None = None) -> bool:

@@ -19,25 +19,26 @@ def with_settings(config: Config, settings: Sequence[str]) -> Config:
         path, equals, text = setting.partition("=")
         if not equals:
             raise UsageError(f"--set must be path=value, got {show(setting)}")
-        config = _replaced(config, path.split("."), _value(text), path)
+        config = _replaced(config, path.split("."), text, path)
     return config
 
 
-def _replaced(config: Any, path: Sequence[str], value: Any, whole: str) -> Any:
+def _replaced(config: Any, path: Sequence[str], text: str, whole: str) -> Any:
     name, *rest = path
     if isinstance(config, tuple):
         if not (name.isdigit() and int(name) < len(config)):
             raise UsageError(f"--set {whole}: {name!r} must be a number from 0 to {len(config) - 1}")
         items = list(config)
-        items[int(name)] = _replaced(items[int(name)], rest, value, whole) if rest else value
+        items[int(name)] = _replaced(items[int(name)], rest, text, whole) if rest else _value(text)
         return tuple(items)
     if not dataclasses.is_dataclass(config) or isinstance(config, type):
         raise UsageError(f"--set {whole}: there is nothing below {name!r}")
-    names = [field.name for field in dataclasses.fields(config)]
-    if name not in names:
-        raise UsageError(f"--set {whole}: {name!r} must be one of {', '.join(names)}")
+    fields = {field.name: field for field in dataclasses.fields(config)}
+    if name not in fields:
+        raise UsageError(f"--set {whole}: {name!r} must be one of {', '.join(fields)}")
+    value = text if text in (fields[name].metadata.get("choices") or ()) else _value(text)
     if rest:
-        value = _replaced(getattr(config, name), rest, value, whole)
+        value = _replaced(getattr(config, name), rest, text, whole)
     elif dataclasses.is_dataclass(getattr(config, name)):
         raise UsageError(f"--set {whole}: name one of its fields, such as {whole}.{_first_field(config, name)}")
     try:

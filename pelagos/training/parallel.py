@@ -97,6 +97,11 @@ class Group:
         self.agree(True)
 
 
+def is_first_process() -> bool:
+    """Whether this process is the one that talks: the only one, or the first that torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def join() -> Group:
     """The group that torchrun started, or one process alone. Where there is a GPU for each process of this machine,
     "cuda" is from then on this process's own."""

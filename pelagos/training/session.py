@@ -21,14 +21,14 @@ from pelagos.common.device import describe_machine
 from pelagos.common.errors import ConfigError, UsageError
 from pelagos.common.files import FolderLock, write_atomic
 from pelagos.model import accounting
-from pelagos.training import checkpoint, parallel
+from pelagos.training import checkpoint, parallel, sharded_checkpoint
 from pelagos.training.config import TrainConfig
 from pelagos.training.console import ConsoleLine
 from pelagos.training.data import Batches, Loader, open_loader
 from pelagos.training.evaluate import evaluate
 from pelagos.training.evaluation import write_evaluation
 from pelagos.training.health import examine
-from pelagos.training.loop import Run, export_model, run_steps
+from pelagos.training.loop import Run, Watcher, export_model, run_steps
 from pelagos.training.metrics import (
     METRICS_FILE,
     RUN_FILE,
@@ -41,6 +41,7 @@ from pelagos.training.metrics import (
     share_of_peak,
     write_run_info,
 )
+from pelagos.training.parallel import Group
 from pelagos.training.prefetch import Prefetcher
 from pelagos.training.prepare import PrepareConfig, prepare
 from pelagos.training.report import write_report
@@ -79,19 +80,53 @@ def train(
         tokenizer = _tokenizer(config)
         loader = open_loader(config.data, tokenizer, rank=group.rank, num_ranks=group.num_ranks)
         with _ahead(loader, config.data.prefetch_batches) as batches:
-            run = Run(config, batches, group, device or torch.device("cpu"))
+            run = _new_run(config, batches, group, device or torch.device("cpu"))
             digest = config_digest(config)
-            resumed = resume and run.resume(out, digest)
-            if not group.is_first:
-                return run_steps(run, out, digest, lambda step, entry: None, stop_after=stop_after)
-            write_atomic(out / CONFIG_FILE, json.dumps(plain(config), indent=2) + "\n")
-            with _Watch(run, out, tokenizer, resumed=resumed, tensorboard=tensorboard) as watch:
-                done = run_steps(run, out, digest, watch, stop_after=stop_after)
+            resumed = resume and _resume(run, out, digest)
+            watch: AbstractContextManager[Watcher] = nullcontext(_nothing)
+            if group.is_first:
+                write_atomic(out / CONFIG_FILE, json.dumps(plain(config), indent=2) + "\n")
+                watch = _Watch(run, out, tokenizer, resumed=resumed, tensorboard=tensorboard)
+            with watch as watching:
+                done = run_steps(run, out, digest, watching, stop_after=stop_after)
         if done:
-            evaluate_run(run, out, tokenizer)
-            export_model(run, out, Path(config.data.folder))
-        write_report(out)
+            _finish(run, out, tokenizer)
+        if group.is_first:
+            write_report(out)
+        parallel.leave()
         return done
+
+
+def _new_run(config: TrainConfig, batches: Batches, group: Group, device: torch.device) -> Run:
+    if config.sharding == "full" and group.num_ranks > 1:
+        from pelagos.training.sharded_run import ShardedRun
+
+        return ShardedRun(config, batches, group, device)
+    return Run(config, batches, group, device)
+
+
+def _resume(run: Run, out: Path, digest: str) -> bool:
+    """Whole weights also go on from a divided checkpoint, if that is the newest."""
+    if run.config.sharding == "none":
+        if run.group.is_first:
+            sharded_checkpoint.to_plain(out)
+        run.group.barrier()
+    return run.resume(out, digest)
+
+
+def _finish(run: Run, out: Path, tokenizer: Tokenizer) -> None:
+    """Evaluation and the model's folder; divided weights are gathered by all processes together."""
+    from pelagos.training.sharded_run import ShardedRun
+
+    if isinstance(run, ShardedRun):
+        run.export(out, Path(run.config.data.folder))
+    elif run.group.is_first:
+        evaluate_run(run, out, tokenizer)
+        export_model(run, out, Path(run.config.data.folder))
+
+
+def _nothing(step: int, entry: StepReport | Event) -> None:
+    """What the other processes do with reports."""
 
 
 def evaluate_run(run: Run, out: Path, tokenizer: Tokenizer) -> None:
@@ -186,7 +221,7 @@ class _Watch:
         self.log = MetricsLog(out, resume_step=run.step if resumed else None, tensorboard=tensorboard)
         self.console = ConsoleLine(num_steps=config.num_steps, num_tokens=num_tokens)
 
-    def __enter__(self) -> "_Watch":
+    def __enter__(self) -> Watcher:
         self.log.__enter__()
         self.console.__enter__()
         return self
@@ -202,13 +237,15 @@ class _Watch:
             self.console.show(entry)
             if entry.to_step is not None:
                 checkpoint.remove_after(self.out, entry.to_step)
+                sharded_checkpoint.remove_after(self.out, entry.to_step)
             return
         self.console.advance(self.run.num_tokens)
         if step % config.saving.log_every == 0 or step in (1, config.num_steps):
             record = self._record(step, entry)
             self.log.write(record)
             self.console.show(record)
-        if config.saving.evaluate_every and step % config.saving.evaluate_every == 0 and step < config.num_steps:
+        wanted = config.saving.evaluate_every if config.sharding == "none" else None
+        if wanted and step % wanted == 0 and step < config.num_steps:
             evaluate_run(self.run, self.out, self.tokenizer)
         if step % config.saving.every_steps == 0:
             self.log.sync()
@@ -225,8 +262,10 @@ class _Watch:
         loads = {_layer_number(name): float(x.max() / x.float().mean()) for name, x in report.load.items()}
         biases = {_layer_number(name): _range(self.run.model.get_submodule(name)) for name in report.load}
         assert self.run.stepper.last_pass is not None
-        first_row = self.run.stepper.last_pass.rows(0, 1)
-        health = examine(self.run.stepper.view(step - 1), first_row, sparse=config.is_sparse(step - 1))
+        health = None
+        if config.sharding == "none":  # divided weights cannot be looked at by one process alone
+            first_row = self.run.stepper.last_pass.rows(0, 1)
+            health = examine(self.run.stepper.view(step - 1), first_row, sparse=config.is_sparse(step - 1))
         bytes_per_token = report.num_bytes / max(report.num_tokens, 1)
         return StepRecord(
             step=step,
@@ -245,9 +284,9 @@ class _Watch:
             expert_load=loads,
             router_bias=biases,
             indexer_recall={int(name.split(".")[1]): value for name, value in report.recall.items()},
-            stream_gain=health.stream_gain,
-            post_share=health.post_share,
-            clamped=health.clamped,
+            stream_gain=health.stream_gain if health else None,
+            post_share=health.post_share if health else None,
+            clamped=health.clamped if health else {},
             memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         )
 

@@ -4,16 +4,14 @@ from pathlib import Path
 
 import torch
 
-from pelagos.common.errors import CheckpointError
 from pelagos.training import checkpoint, sharded_checkpoint
 from pelagos.training.config import TrainConfig
 from pelagos.training.data import Batches
 from pelagos.training.export import export
 from pelagos.training.loop import Run
-from pelagos.training.parallel import Group, own_queue, whole_queue
+from pelagos.training.parallel import Group
 from pelagos.training.sharded import ShardedGroup, ShardedStepper, shard, shards_like, whole_model
 from pelagos.training.sharded_optimizer import ShardedOptimizer
-from pelagos.training.stability import SpikeDetector, from_tensors, to_tensors
 
 
 class ShardedRun(Run):
@@ -28,21 +26,7 @@ class ShardedRun(Run):
 
     def save(self, out: Path, digest: str) -> None:
         """Write a checkpoint of this moment, every process its part."""
-        state = {
-            "step": self.step,
-            "num_tokens": self.num_tokens,
-            "seconds": self.seconds,
-            "num_bad": self.num_bad,
-            "num_rollbacks": self.num_rollbacks,
-            "anticipate_until": self.anticipate_until,
-            "detector": vars(self.detector),
-            "data": self.batches.state_dict(),
-            "config": digest,
-        }
-        weights, optimizer = self._tensors()
-        ahead = to_tensors(whole_queue(self.ahead, self.group))
-        parts = {"weights": weights, "optimizer": optimizer, "ahead": ahead}
-        sharded_checkpoint.save(out, self.step, parts, state, self.group)
+        sharded_checkpoint.save(out, self.step, self._parts(), self._state(digest), self.group)
         if self.group.is_first:
             sharded_checkpoint.remove_old(out, self.config.saving.keep)
 
@@ -54,8 +38,7 @@ class ShardedRun(Run):
         state = shards.state if shards is not None else saved.state if saved is not None else None
         if state is None:
             return False
-        if state["config"] != digest:
-            raise CheckpointError(str(out), ["its checkpoints belong to another config: use another --out, or --force"])
+        self._check_digest(out, state, digest)
         weights, optimizer = self._tensors()
         if shards is not None:
             sharded_checkpoint.load(shards, {"weights": weights, "optimizer": optimizer})
@@ -64,12 +47,7 @@ class ShardedRun(Run):
             checkpoint.load_weights(weights, shards_like(saved.weights, weights))
             optimizer, ahead = shards_like(saved.optimizer, optimizer), saved.ahead
         self.optimizer.load_state_dict(optimizer)
-        self.batches.load_state_dict(state["data"])
-        self.step, self.num_tokens, self.seconds = state["step"], state["num_tokens"], state["seconds"]
-        self.num_bad, self.num_rollbacks = state["num_bad"], state["num_rollbacks"]
-        self.anticipate_until = state["anticipate_until"]
-        self.ahead = own_queue(from_tensors(ahead), self.group, self.stepper.passes)
-        self.detector = SpikeDetector(**state["detector"])
+        self._take_state(state, ahead)
         return True
 
     def export(self, out: Path, tokenizer_folder: Path) -> Path:

@@ -96,7 +96,9 @@ class Leg:
             optimizer=dataclasses.replace(
                 base.optimizer, clip_norm=self.clip_norm, weight_decay=0.1, peak_lr=1e-3 if self.smooth else 1e-2
             ),
-            stability=dataclasses.replace(base.stability, rollback_after=1),
+            stability=dataclasses.replace(
+                base.stability, rollback_after=1, anticipate_steps=3 if self.late else None, anticipate_delay=1
+            ),
             qat=dataclasses.replace(base.qat, start=4 / 6 if self.late else 1.0),
         )
 

@@ -294,6 +294,11 @@ def test_settings_reach_every_field() -> None:
     )
 
 
+def test_words_that_are_choices_stay_words() -> None:
+    assert with_settings(tiny(), ["sharding=full", "sharding=none"]).sharding == "none"
+    assert with_settings(tiny(), ["optimizer.clip_norm=none"]).optimizer.clip_norm is None
+
+
 def test_data_that_does_not_fit(data: Path, tmp_path: Path) -> None:
     other = with_settings(short(data), ["model.vocab_size=520"])
     with pytest.raises(ConfigError, match=r"^model.vocab_size must be that of the data's tokenizer \(512\), got 520$"):
