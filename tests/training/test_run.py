@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -124,6 +125,26 @@ def test_killed_and_resumed_is_the_same_to_the_bit(data: Path, whole: Path, tmp_
         assert process.wait(60) == 0
     subprocess.run([*command, "--resume"], env=environment, check=True, capture_output=True)
     assert same(weights_of(tmp_path), weights_of(whole))
+
+
+@pytest.mark.slow
+def test_killed_ten_times_at_random_steps(data: Path, tmp_path: Path) -> None:
+    """The recipe as it is: lengths change at steps 48 and 68, top-k is switched on at 56, low precision at 72."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    words = ["train", "tiny", "--data", str(data), "--threads", "1", "--set", "saving.log_every=1",
+             "--set", "saving.every_steps=5"]  # fmt: skip
+    command = [sys.executable, "-m", "pelagos", *words, "--out"]
+    subprocess.run([*command, str(tmp_path / "whole")], env=environment, check=True, capture_output=True)
+    draw, out = random.Random(7), tmp_path / "killed"
+    steps = sorted(draw.sample(range(2, 80), 10))
+    for number, step in enumerate(steps):
+        more = ["--resume"] if number else []
+        with subprocess.Popen([*command, str(out), *more], env=environment, stderr=subprocess.DEVNULL) as process:
+            _wait_for_step(out, step, process)
+            time.sleep(draw.random() / 4)
+            process.send_signal(signal.SIGKILL)
+    subprocess.run([*command, str(out), "--resume"], env=environment, check=True, capture_output=True)
+    assert same(weights_of(out), weights_of(tmp_path / "whole"))
 
 
 class _Scripted:
