@@ -75,6 +75,7 @@ def autograd_ops() -> Ops:
         grouped_linear=linear.grouped_linear,
         rms_norm=norm_rope.rms_norm,
         head_norm=norm_rope.head_norm,
+        rotate=norm_rope.rotate,
         mhc_weights=mhc.mhc_weights,
         mhc_head_weights=mhc.mhc_head_weights,
         mhc_collapse=mhc.mhc_collapse,

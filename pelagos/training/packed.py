@@ -213,16 +213,15 @@ def _joined(near: _NearRows, far: _FarRows | _FarKept | None, attention: Attenti
 def _joined_with_weights(
     near: _NearRows, far: _FarRows | _FarKept | None, attention: Attention
 ) -> tuple[Tensor, Tensor]:
-    """One softmax over window rows, compressed rows and the sink. Returns [B, T, H, C] and the weights of ``far``."""
-    num_near = near.logits.shape[-1]
+    """One softmax over window rows, compressed rows and the sink. Returns [B, T, H, C] and the weights of ``far``
+    (without it: of the sink)."""
     sink = attention.attn_sink.float().view(1, 1, -1, 1).expand(*near.logits.shape[:3], 1)
     parts = [near.logits, far.logits, sink] if far is not None else [near.logits, sink]
     weights = torch.softmax(torch.cat(parts, -1), -1)
-    o = near.weighted(weights[..., :num_near])
-    if far is None:
-        return o, weights[..., :0]
-    far_weights = weights[..., num_near:-1]
-    return o + far.weighted(far_weights), far_weights
+    sizes = [part.shape[-1] for part in parts]
+    near_weights, *others = torch.split(weights, sizes, -1)  # the gradient of slices would be padded with zeros
+    o = near.weighted(near_weights)
+    return (o, others[0]) if far is None else (o + far.weighted(others[0]), others[0])
 
 
 class _Index:

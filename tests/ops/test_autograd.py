@@ -48,6 +48,11 @@ def _double(*shape: int, seed: int = 0) -> Tensor:
     return noise.requires_grad_()
 
 
+def _angles(num_tokens: int, num_pairs: int) -> tuple[Tensor, Tensor]:
+    angles = torch.linspace(0.1, 3.0, num_tokens * num_pairs, dtype=torch.float64).view(num_tokens, num_pairs)
+    return angles.cos(), angles.sin()
+
+
 @pytest.fixture
 def in_double(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the functions compute in float64, which finite differences need."""
@@ -73,6 +78,11 @@ def in_double(monkeypatch: pytest.MonkeyPatch) -> None:
         (mhc.mhc_expand, [_double(3, 4, 5), _double(3, 5, seed=1), _double(3, 4, seed=2), _double(3, 4, 4, seed=3)]),
         (lambda x, w: norm_rope.rms_norm(x, w, 1e-3), [_double(3, 8), _double(8, seed=1)]),
         (lambda x: norm_rope.head_norm(x, 1e-3), [_double(3, 2, 8)]),
+        (
+            lambda x: norm_rope.rotate(x, *_angles(3, 2), inverse=False),
+            [_double(3, 2, 8)],
+        ),
+        (lambda x: norm_rope.rotate(x, *_angles(3, 3), inverse=True), [_double(3, 2, 6)]),
         (lambda x, w: linear.grouped_linear(x, w, num_groups=2), [_double(3, 2, 4), _double(6, 4, seed=1)]),
         (moe.router_scores, [_double(3, 6)]),
         (lambda g, u: moe.clamped_swiglu(g, u, 0.8), [_double(4, 6), _double(4, 6, seed=1)]),

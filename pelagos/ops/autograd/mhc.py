@@ -20,9 +20,10 @@ def mhc_weights(
     """See the reference."""
     num = streams.shape[1]
     z = _project(streams, fn, norm_eps)
-    pre = torch.sigmoid(z[:, :num] * scale[0] + base[:num]) + hc_eps
-    post = 2.0 * torch.sigmoid(z[:, num : 2 * num] * scale[1] + base[num : 2 * num])
-    logits = (z[:, 2 * num :] * scale[2] + base[2 * num :]).view(-1, num, num)
+    reads, writes, mixes = torch.split(z, [num, num, num * num], 1)
+    pre = torch.sigmoid(reads * scale[0] + base[:num]) + hc_eps
+    post = 2.0 * torch.sigmoid(writes * scale[1] + base[num : 2 * num])
+    logits = (mixes * scale[2] + base[2 * num :]).view(-1, num, num)
     mix: Tensor = _Sinkhorn.apply(torch.softmax(logits, -1), hc_eps, iterations)  # type: ignore[no-untyped-call]
     return pre, post, mix
 
