@@ -45,6 +45,7 @@ from pelagos.training.parallel import Group
 from pelagos.training.prefetch import Prefetcher
 from pelagos.training.prepare import PrepareConfig, prepare
 from pelagos.training.report import write_report
+from pelagos.training.sources import optional_module
 from pelagos.training.step import StepReport
 
 SAMPLE = "sample"  # as data.folder: the text that ships with Pelagos, prepared inside the run's folder
@@ -67,6 +68,7 @@ def train(
     Raises UsageError when ``out`` holds a run and neither ``resume`` nor ``force`` is given, or the data does not fit
     the config; CheckpointError when what is there cannot be resumed. ``stop_after``: steps to do now.
     """
+    optional_module("matplotlib", "matplotlib", "the report")  # before hours of work, not after them
     group = parallel.join()
     out.mkdir(parents=True, exist_ok=True)
     with FolderLock(out) if group.is_first else nullcontext():
