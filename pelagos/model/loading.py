@@ -77,7 +77,7 @@ def _place(name: str) -> tuple[str, str]:
             module = prefix.rstrip("_")
             return f"{path}.{module}".lstrip("."), attribute.removeprefix(prefix)
     if ".ffn.experts." in name:
-        return tuple(path.rsplit(".", 1))  # type: ignore[return-value]
+        path, _, attribute = path.rpartition(".")
     return path, attribute
 
 

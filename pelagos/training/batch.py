@@ -5,6 +5,7 @@ Shapes: B rows, T tokens a row.
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 PADDING = -1  # document id of padding
@@ -30,6 +31,10 @@ class PackedBatch:
     def num_tokens(self) -> int:
         """Tokens that are not padding."""
         return int((self.document_ids >= 0).sum())
+
+    def to(self, device: torch.device) -> "PackedBatch":
+        """The batch on another device."""
+        return PackedBatch(**{name: value.to(device) for name, value in vars(self).items()})
 
     def rows(self, start: int, stop: int) -> "PackedBatch":
         """A part of the rows, as a batch."""

@@ -138,6 +138,8 @@ class TrainConfig:
             yield "model must have storage float32, and activation_dtype float32 or bfloat16, to be trained"
         if self.saving.evaluate_every is not None and self.evaluation is None:
             yield "evaluation must be set where saving.evaluate_every is"
+        if self.sharding == "full" and self.evaluation is not None:
+            yield "evaluation must be none with sharding full: evaluate the exported model instead"
         if self.model.official_rounding:
             yield "model must have official_rounding off: qat switches it on when its time has come"
 

@@ -92,7 +92,7 @@ class Run:
     def _fetch(self, step: int) -> PackedBatch:
         stage = self.config.stage_at(step)
         self.batches.set_mixture(stage.mixture)
-        return self.batches.batch(self.config.rows_at(step), stage.sequence_length)
+        return self.batches.batch(self.config.rows_at(step), stage.sequence_length).to(self.model.device)
 
     def _fetch_ahead(self, step: int) -> Ahead:
         step = min(step, self.config.num_steps - 1)

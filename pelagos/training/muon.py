@@ -92,15 +92,3 @@ def assign_ranks(costs: Mapping[str, float], num_ranks: int) -> dict[str, int]:
         loads[rank] += costs[name]
         ranks[name] = rank
     return ranks
-
-
-def stochastic_round_bf16(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Round float32 of any shape to one of its two bfloat16 neighbours, with chances that keep the mean.
-
-    A random number of 16 bits is added below bfloat16's last bit, and what is below it then cut off. Values that
-    bfloat16 can hold stay; infinities and NaN too. ``generator`` must be on the device of x.
-    """
-    bits = x.contiguous().view(torch.int32)
-    noise = torch.randint(1 << 16, x.shape, generator=generator, device=x.device, dtype=torch.int32)
-    rounded = ((bits + noise) & ~0xFFFF).view(torch.float32)
-    return torch.where(x.isfinite(), rounded, x).to(torch.bfloat16)

@@ -246,7 +246,7 @@ class _Watch:
             record = self._record(step, entry)
             self.log.write(record)
             self.console.show(record)
-        wanted = config.saving.evaluate_every if config.sharding == "none" else None
+        wanted = config.saving.evaluate_every
         if wanted and step % wanted == 0 and step < config.num_steps:
             evaluate_run(self.run, self.out, self.tokenizer)
         if step % config.saving.every_steps == 0:

@@ -92,7 +92,7 @@ class Stepper:
                 )
                 outcome.total(weights).backward()
                 parts = (outcome.main, outcome.mtp, outcome.balance, outcome.index)
-                sums += torch.stack([x.detach().double() for x in parts])
+                sums += torch.stack([x.detach().double().cpu() for x in parts])
                 for name, counts in outcome.load.items():
                     load[name] = load.get(name, 0) + counts
                 for name, value in outcome.recall.items():

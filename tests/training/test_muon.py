@@ -17,7 +17,6 @@ from pelagos.training.muon import (
     newton_schulz_flops,
     orthogonalize,
     scaled_direction,
-    stochastic_round_bf16,
 )
 
 POLYNOMIALS = [(3.4445, -4.7750, 2.0315), (2.0, -1.5, 0.5)]
@@ -193,35 +192,3 @@ def test_ranks_share_the_work(costs: dict[str, float], num_ranks: int) -> None:
 
 def test_ranks_of_equal_costs_go_by_name() -> None:
     assert assign_ranks({"c": 1.0, "a": 1.0, "d": 1.0, "b": 1.0}, 2) == {"a": 0, "b": 1, "c": 0, "d": 1}
-
-
-def test_stochastic_rounding_keeps_the_mean() -> None:
-    generator = torch.Generator().manual_seed(5)
-    num = 20_000
-    for value in (1.001, -3.14159, 1e-30, 65537.0, 1e-40):
-        x = torch.full((num,), value)
-        rounded = stochastic_round_bf16(x, generator)
-        assert rounded.dtype == torch.bfloat16
-        error = rounded.double() - x.double()
-        low, high = rounded.double().min(), rounded.double().max()
-        share = (x[0].double() - low) / (high - low)  # of those that should be rounded to the higher one
-        sigma = (high - low) * (share * (1 - share)).sqrt() / math.sqrt(num)
-        assert abs(error.mean()) < 3 * sigma
-
-
-def test_stochastic_rounding_goes_to_a_neighbour() -> None:
-    x = gaussian(5000, seed=3) * torch.logspace(-38, 38, 5000)
-    rounded = stochastic_round_bf16(x, torch.Generator().manual_seed(6)).float()
-    bits = x.view(torch.int32)
-    toward_zero = bits & ~0xFFFF
-    away = (toward_zero + 0x10000).view(torch.float32)
-    assert torch.all((rounded == toward_zero.view(torch.float32)) | (rounded == away))
-    assert torch.equal(stochastic_round_bf16(rounded).float(), rounded)
-
-
-def test_stochastic_rounding_of_special_values() -> None:
-    special = torch.tensor([0.0, -0.0, math.inf, -math.inf])
-    rounded = stochastic_round_bf16(special).float()
-    assert torch.equal(rounded.view(torch.int32), special.view(torch.int32))
-    nans = torch.tensor([0x7FC00000, 0x7F800001, 0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32)
-    assert stochastic_round_bf16(nans.repeat(50)).isnan().all()
