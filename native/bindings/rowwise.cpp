@@ -1,0 +1,9 @@
+#include "bindings.h"
+
+namespace pelagos {
+
+void bind_rowwise(nb::module_& m) {
+    (void)m;
+}
+
+}  // namespace pelagos
