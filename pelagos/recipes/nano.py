@@ -54,7 +54,7 @@ def nano() -> TrainConfig:
         model=model,
         data=DataConfig(folder="data/nano"),
         stages=(
-            StageConfig(until=0.45, sequence_length=256, num_rows=64, text=0.6, recall=0.25, chat=0.15),
+            StageConfig(until=0.45, sequence_length=256, num_rows=64, text=0.35, recall=0.55, chat=0.1),
             StageConfig(
                 until=0.75, sequence_length=1024, num_rows=16, sparse_from=0.55, text=0.5, recall=0.35, chat=0.15
             ),
@@ -67,7 +67,7 @@ def nano() -> TrainConfig:
             ),
         ),
         optimizer=OptimizerConfig(peak_lr=5e-3, warmup_steps=30),
-        balance=BalanceConfig(bias_speed=0.005),
+        balance=BalanceConfig(bias_speed=0.01),
         saving=SavingConfig(every_steps=25, log_every=5),
         evaluation=EvaluateConfig(),
     )  # fmt: skip

@@ -6,8 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pelagos.model.state import State
-from pelagos.model.transformer import Model
+from pelagos.model.transformer import AnyState, Model
 
 PREFILL_TOKENS = 1024  # read in one call, of all prompts together
 
@@ -18,7 +17,7 @@ class Timeline:
     tokens alone; any other starts anew."""
 
     token_ids: list[int] = field(default_factory=list)
-    state: State | None = None
+    state: AnyState | None = None
 
     def unread(self, model: Model, prompt: Sequence[int]) -> list[int]:
         """The tokens of ``prompt`` that are still to be read, at least one."""

@@ -36,7 +36,7 @@ def measure_low_precision(model: Model, batch: PackedBatch, *, pass_tokens: int)
         losses["fp4"] = objective_loss(rounded, batch, pass_tokens=pass_tokens)[0]
     with tempfile.TemporaryDirectory() as name:
         export(rounded, Path(name), official=True)
-        losses["exported"] = exact_loss(Model.load(name), batch)
+        losses["exported"] = exact_loss(Model.load(name, implementation="reference"), batch)
     return losses
 
 

@@ -156,7 +156,7 @@ class Optimizer:
         self._gradient_squares = {}
         if not gradients:
             return 0.0
-        squares = torch.stack([_sum_of_squares(gradient) for gradient in gradients.values()]).tolist()
+        squares = self._squares(list(gradients.values())).tolist()
         for name, square in zip(gradients, squares, strict=True):
             group = self.treatments[name].group
             self._gradient_squares[group] = self._gradient_squares.get(group, 0.0) + square
@@ -207,6 +207,10 @@ class Optimizer:
             tensor.copy_(tensors[name])
         for name, state in self._adam.items():
             state.num_steps = int(tensors[f"{name}.num_steps"])
+
+    def _squares(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Sum of squares of each tensor."""
+        return torch.stack([_sum_of_squares(tensor) for tensor in tensors])
 
     def _has_gradient(self, name: str) -> bool:
         return self.parameters[name].grad is not None

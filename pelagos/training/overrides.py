@@ -74,7 +74,7 @@ def _tuples(value: Any) -> Any:
 
 
 def settings_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """Path, value and help text of every field, in order."""
+    """Path, value and help text, with the accepted range, of every field, in order."""
     for field in dataclasses.fields(config):
         value, path = getattr(config, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
@@ -83,4 +83,13 @@ def settings_of(config: Any, prefix: str = "") -> Iterator[tuple[str, Any, str]]
             for number, item in enumerate(value):
                 yield from settings_of(item, f"{path}.{number}.")
         else:
-            yield path, value, field.metadata.get("help", "")
+            yield path, value, _help(field)
+
+
+def _help(field: "dataclasses.Field[Any]") -> str:
+    low, high, choices = (field.metadata.get(name) for name in ("low", "high", "choices"))
+    text: str = field.metadata.get("help", "")
+    if choices:
+        return f"{text} ({', '.join(map(str, choices))})"
+    ends = [f"{word} {end}" for word, end in (("from", low), ("to", high)) if end is not None]
+    return f"{text} ({' '.join(ends)})" if ends else text

@@ -143,13 +143,27 @@ def _facts(run: Run) -> Iterator[tuple[str, str]]:
         if last.memory_bytes is not None:
             yield "Memory, at most", f"{last.memory_bytes / 2**30:.2f} GiB"
     if run.evaluation:
-        yield "Evaluated after", "" if run.evaluation.step is None else f"step {run.evaluation.step:,}"
+        yield from _measured(run.evaluation)
     if steps:
         undone = sum(event.to_step is not None for event in run.history.events)
         yield "Steps skipped", str(len(run.history.events) - undone)
         yield "Roll backs", str(undone)
     if info:
         yield "Hardware", info.hardware
+
+
+def _measured(evaluation: Evaluation) -> Iterator[tuple[str, str]]:
+    """What an evaluation found that has no plot."""
+    yield "Evaluated after", "" if evaluation.step is None else f"step {evaluation.step:,}"
+    if calls := evaluation.tool_calls:
+        share = f" ({calls['low']:.0%} to {calls['high']:.0%} with 95% confidence)"
+        yield "Tool calls that validate", f"{calls['num_right']:,.0f} of {calls['num_all']:,.0f}{share}"
+    if draft := evaluation.draft:
+        shares = f"{draft['acceptance']:.0%} accepted, {draft['accuracy']:.0%} right"
+        yield "Drafts of the next block", f"{shares}, of {draft['num_tokens']:,.0f} tokens"
+    if loss := evaluation.attention:
+        gap = f" ({loss['sparse'] / loss['dense'] - 1:+.2%})" if loss["dense"] else ""
+        yield "Held-out loss", f"{loss['sparse']:.4f} with top rows, {loss['dense']:.4f} with all{gap}"
 
 
 def _table(heading: str, rows: Iterable[tuple[str, str]]) -> str:
@@ -165,7 +179,14 @@ def _number_table(heading: str, names: Sequence[str], rows: Iterable[Sequence[st
 
 def _held_out(evaluation: Evaluation) -> str:
     rows = [(source, f"{bits:.3f}") for source, bits in evaluation.bits_per_byte.items()]
-    return _number_table("Held-out text", ("Source", "Bits per byte"), rows)
+    load, recall = evaluation.expert_load, evaluation.indexer_recall
+    layers = [
+        (layer, f"{load[layer]:.2f}" if layer in load else "", f"{recall[layer]:.1%}" if layer in recall else "")
+        for layer in sorted({*load, *recall}, key=lambda name: (len(name), name))
+    ]
+    return _number_table("Held-out text", ("Source", "Bits per byte"), rows) + _number_table(
+        "Layers on held-out text", ("Layer", "Busiest expert / mean", "Indexer recall"), layers
+    )
 
 
 def _stages(history: History) -> str:

@@ -7,7 +7,6 @@ back. Owners are dealt out by cost, the same on every rank.
 Shapes: R rows of a parameter, its first dimension.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import torch
@@ -16,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from pelagos.model.transformer import Model
 from pelagos.training.muon import apply_update, assign_ranks, look_ahead, newton_schulz_flops
-from pelagos.training.optimizer import Optimizer, OptimizerConfig, _plan, _sum_of_squares
+from pelagos.training.optimizer import Optimizer, OptimizerConfig, _plan
 from pelagos.training.parallel import Group
 from pelagos.training.parameter_rules import Group as TreatmentGroup
 
@@ -44,22 +43,6 @@ class ShardedOptimizer(Optimizer):
         self._owners = assign_ranks(dense, group.num_ranks)
 
     @torch.no_grad()
-    def clip(self, max_norm: float | None) -> float:
-        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
-        self._gradient_squares = {}
-        if not gradients:
-            return 0.0
-        squares = self._squares(list(gradients.values())).tolist()
-        for name, square in zip(gradients, squares, strict=True):
-            group = self.treatments[name].group
-            self._gradient_squares[group] = self._gradient_squares.get(group, 0.0) + square
-        norm = math.sqrt(math.fsum(squares))
-        if max_norm is not None and max_norm < norm < math.inf:
-            for gradient in gradients.values():
-                gradient.mul_(max_norm / norm)
-        return norm
-
-    @torch.no_grad()
     def step(self, lr: float) -> None:
         super().step(lr)
         for name, update in self._muon_updates().items():
@@ -78,7 +61,7 @@ class ShardedOptimizer(Optimizer):
 
     def _squares(self, tensors: Sequence[Tensor]) -> Tensor:
         """Sum of squares of each tensor over all ranks; tensors that are whole everywhere do not occur."""
-        return self.group.sum(torch.stack([_sum_of_squares(_local(tensor)) for tensor in tensors]))
+        return self.group.sum(super()._squares([_local(tensor) for tensor in tensors]))
 
     def _flops(self, name: str) -> float:
         steps = self.config.newton_schulz_steps

@@ -29,12 +29,22 @@ def _mix(shares: Mapping[str, float], **knobs: Any) -> TaskMix:
     )
 
 
+# Lists of short pairs with many questions: much of such a text is answers, so that looking things up is learned early.
+DENSE_PAIRS = {"num_pairs": (2, 16), "key_words": (1, 1), "value_words": (1, 2), "num_queries": (4, 16)}
+
 # What pre-training takes: recall at every depth and length, and the formats of conversations and tools.
 TASK_MIXES: dict[str, TaskMix] = {
-    "recall": _mix(
-        {"kv": 3, "needle": 3, "last-wins": 1, "chain": 1, "dict": 1, "code-recall": 1, "list-index": 1, "copy": 1}
-        | {"reverse": 0.5, "count": 0.5},
-        target_tokens=UP_TO_A_ROW,
+    "recall": TaskMix(
+        shares=(
+            TaskShare(
+                task="kv", share=5, knobs=TASKS["kv"].knobs(**DENSE_PAIRS, chat_share=0.2, target_tokens=UP_TO_A_ROW)
+            ),
+            *_mix(
+                {"kv": 2, "needle": 3, "last-wins": 1, "chain": 1, "dict": 1, "code-recall": 1, "list-index": 1}
+                | {"copy": 2, "reverse": 0.5, "count": 0.5},
+                target_tokens=UP_TO_A_ROW,
+            ).shares,
+        )
     ),
     "chat": _mix({"calc-tool": 3, "store-tool": 2, "reading": 2, "unknown": 1, "quick": 1, "greeting": 1}),
 }

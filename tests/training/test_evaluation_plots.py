@@ -1,6 +1,7 @@
 """Evaluations are checked when read, and their plots hold their numbers."""
 
 import json
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 from pelagos.common.errors import PelagosError, UsageError
+from pelagos.training import evaluation
+from pelagos.training.evaluation import AttentionReport, DraftScore, Share, TextReport, TextScore, write_evaluation
 from pelagos.training.evaluation_plots import (
     PLOTS,
     Evaluation,
@@ -34,9 +37,30 @@ def read(folder: Path, value: Any) -> Evaluation | None:
 def test_parts_may_be_missing(tmp_path: Path) -> None:
     assert read_evaluation(tmp_path) is None
     evaluation = read(tmp_path, {})
-    assert evaluation == Evaluation(step=None, bits_per_byte={}, recall=None, tasks={}, qat={})
+    parts = ("bits_per_byte", "tasks", "qat", "tool_calls", "draft", "attention", "indexer_recall", "expert_load")
+    assert evaluation == Evaluation(step=None, recall=None, **{part: {} for part in parts})
     with theme("test"):
         assert [plot.draw(evaluation) for plot in PLOTS] == [None] * len(PLOTS)
+
+
+def test_what_an_evaluation_writes_is_read(tmp_path: Path) -> None:
+    share = Share(num_right=3, num_all=4)
+    text = TextReport(
+        split="test",
+        context_length=64,
+        sources={"a": TextScore(num_tokens=10, num_bytes=30, nats=20.0)},
+        expert_load={0: 1.5, 3: math.nan},
+        draft=DraftScore(accepted=share, right=Share(num_right=1, num_all=4)),
+    )
+    attention = AttentionReport(sparse=2.02, dense=2.0, indexer_recall={1: 0.9})
+    write_evaluation(evaluation.Evaluation(step=7, text=text, attention=attention, tool_calls=share), tmp_path)
+    found = read_evaluation(tmp_path)
+    assert found is not None
+    assert (found.tool_calls["num_right"], found.tool_calls["num_all"]) == (3, 4)
+    assert (found.tool_calls["low"], found.tool_calls["high"]) == share.interval
+    assert found.draft == {"acceptance": 0.75, "accuracy": 0.25, "num_tokens": 4}
+    assert found.attention == {"sparse": 2.02, "dense": 2.0}
+    assert (found.indexer_recall, found.expert_load) == ({"1": 0.9}, {"0": 1.5})
 
 
 @pytest.mark.parametrize(
@@ -46,6 +70,9 @@ def test_parts_may_be_missing(tmp_path: Path) -> None:
         ({"step": "last"}, "step must be a whole number"),
         ({"tasks": {"kv": 1.5}}, r"tasks\[kv\] must be a number from 0 to 1, got 1.5"),
         ({"bits_per_byte": [1]}, "bits_per_byte must be an object"),
+        ({"tool_calls": {"num_right": -1, "num_all": 1, "low": 0, "high": 1}}, r"tool_calls\[num_right\] must be"),
+        ({"held_out": {"expert_load": {"1": "high"}}}, r"held_out: expert_load\[1\] must be a number"),
+        ({"attention": 3}, "attention must be an object"),
         ({"qat": {"fp4": 1.0}}, "qat must have full, above 0, and fp4"),
         ({"qat": {"full": 0.0, "fp4": 1.0}}, "qat must have full, above 0, and fp4"),
         ({"recall": {"lengths": [1]}}, "recall: depths must be a list with at least one entry"),

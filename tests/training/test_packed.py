@@ -73,7 +73,7 @@ def test_documents_get_what_they_get_alone(
     monkeypatch.setattr(packed, "_DENSE_TOKENS", dense_tokens)
     config = dataclasses.replace(preset("tiny"), official_rounding=official_rounding, index_topk=5)
     model, rows = training_model(config), documents(seed, 400, 2)
-    inference = Model.load("tiny", official_rounding=official_rounding)
+    inference = Model.load("tiny", official_rounding=official_rounding, implementation="reference")
     inference.config = config
     for layer in inference.layers:
         layer.attn.index_topk = 5

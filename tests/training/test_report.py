@@ -35,7 +35,14 @@ EVALUATION = {
     "bits_per_byte": {"stdlib": 1.71, "sqlite": 1.66},
     "recall": {"lengths": [1024, 65536], "depths": [0, 0.5, 1], "accuracy": [[1, 0.5], [1, None], [0.9, 0.25]]},
     "tasks": {"kv": 0.98, "count": 0.31},
-    "qat": {"full": 2.31, "fp4": 2.32, "fp4_without_qat": 2.4},
+    "qat": {"full": 2.31, "fp4_weights": 2.315, "fp4": 2.32, "exported": 2.4},
+    "tool_calls": {"num_right": 40, "num_all": 41, "low": 0.874, "high": 0.996},
+    "held_out": {
+        "bits_per_byte": 1.7,
+        "mtp": {"acceptance": 0.61, "accuracy": 0.3, "num_tokens": 8176},
+        "expert_load": {"0": 1.2, "1": 1.4, "10": 1.6},
+    },
+    "attention": {"sparse": 3.0603, "dense": 3.0, "indexer_recall": {"1": 0.934, "10": None}},
 }
 SKIPPED = Event(step=101, kind="skipped", reason="the gradient is not finite")
 ROLL_BACK = Event(step=245, kind="rolled_back", to_step=230, reason="loss 9.81 above 4.20")
@@ -113,6 +120,11 @@ def test_a_finished_run_has_all_plots_and_facts(whole: str) -> None:
     assert len(page.found("figcaption")) == len(page.found("h3")) == whole.count("<svg")
     assert {"nano", "16.4M in all, 6.1M active per token", "9,011,200 of 9,011,200", "one box"} <= set(page.found("td"))
     assert {"stdlib", "1.710", "sqlite", "1.660"} <= set(page.found("td"))
+    assert "40 of 41 (87% to 100% with 95% confidence)" in page.found("td")
+    assert "61% accepted, 30% right, of 8,176 tokens" in page.found("td")
+    assert "3.0603 with top rows, 3.0000 with all (+2.01%)" in page.found("td")
+    cells = page.found("td")
+    assert cells[cells.index("0", cells.index("1.660")) :][:7] == ["0", "1.20", "1", "1.40", "93.4%", "10", "1.60"]
     assert "2:30:20" in page.found("b")
     assert page.found("li") == [
         "step 101: batch skipped: the gradient is not finite",

@@ -211,7 +211,7 @@ def test_low_precision_training_is_the_exported_model_to_the_bit(tmp_path: objec
     with served_weights(model):
         rounded = with_config(model, qat.config, reference_ops()).logits(ids)
     export(qat, tmp_path, official=True)  # type: ignore[arg-type]
-    loaded = Model.load(tmp_path)  # type: ignore[arg-type]
+    loaded = Model.load(tmp_path, implementation="reference")  # type: ignore[arg-type]
     assert loaded.config.storage == "official"
     assert loaded.config.official_rounding
     assert torch.equal(loaded.logits(ids), rounded)
