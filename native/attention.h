@@ -5,7 +5,30 @@
 
 namespace pelagos {
 
+// One query of one layer, all its heads. A row is key and value at once.
+struct AttendQuery {
+    const float* q = nullptr;       // [H, C], rotated
+    const float* window = nullptr;  // [num_window, C]: the window rows that this query sees, oldest first, its own last
+    int64_t window_position = 0;    // position of the first of them
+    int32_t num_window = 0;
+    const Rows* rows = nullptr;        // compressed rows of its sequence; nullptr: none
+    int64_t num_visible = 0;           // it sees rows 0 .. num_visible - 1, or
+    const int32_t* chosen = nullptr;   // where this is not nullptr: those, ascending
+    int32_t num_chosen = 0;
+    float* out = nullptr;  // [H, C]
+
+    int64_t num_compressed() const { return !rows ? 0 : chosen ? num_chosen : num_visible; }
+};
+
 struct AttentionKernels {
+    // out_h = sum_j exp(l_j) row_j / (sum_j exp(l_j) + exp(sink_h)) with l_j = q_h . row_j / sqrt(C), before the rotation back.
+    // All threads call it; queries must be there before. With more than one thread there is a barrier inside, none behind.
+    // Fastest where consecutive queries are of one sequence, with windows in one piece of memory: such queries share decoded rows.
+    // sink: [H]. scratch: attend_scratch floats, any contents.
+    void (*attend)(const Team& team, const AttendQuery* queries, int64_t num_queries, int num_heads, int head_dim, const float* sink,
+                   float* scratch);
+    // Floats of scratch for up to num_queries queries that see up to max_visible compressed rows each.
+    int64_t (*attend_scratch)(int64_t num_queries, int64_t max_visible, int num_heads, int head_dim, int num_threads);
 };
 
 }  // namespace pelagos

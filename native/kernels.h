@@ -5,9 +5,11 @@
 #include <vector>
 
 #include "attention.h"
+#include "forward.h"
 #include "indexer.h"
 #include "linear.h"
 #include "rowwise.h"
+#include "simd_probe.h"
 
 namespace pelagos {
 
@@ -17,10 +19,13 @@ struct Kernels {
     RowwiseKernels rowwise;
     AttentionKernels attention;
     IndexerKernels indexer;
+    ForwardKernels forward;
+    SimdKernels simd;
 };
 
 const Kernels& kernels();
 std::vector<std::string> available_isas();  // best first
+std::vector<std::string> compiled_isas();   // also those that this processor lacks
 void use_isa(const std::string& name);      // throws std::invalid_argument for one that is not available
 
 }  // namespace pelagos

@@ -18,6 +18,16 @@ struct Product {
     bool round = false;
 };
 
+// Rows start .. stop of a matrix.
+inline Matrix rows_of(const Matrix& w, int64_t start, int64_t stop) {
+    int64_t bits = w.format == Format::float32 ? 32 : w.format == Format::bfloat16 ? 16 : w.format == Format::fp8 ? 8 : 4;
+    Matrix part = w;
+    part.codes = static_cast<const uint8_t*>(w.codes) + start * w.cols * bits / 8;
+    part.rows = stop - start;
+    part.first_row = w.first_row + start;
+    return part;
+}
+
 struct LinearKernels {
     // All products, their outputs shared among the team; every thread calls it. No barrier before or behind. An element of y has the
     // same bits for any team and any other rows.

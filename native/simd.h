@@ -126,9 +126,9 @@ inline I16 load_bytes(const uint8_t* p) {
     return {_mm256_cvtepu8_epi32(b), _mm256_cvtepu8_epi32(_mm_srli_si128(b, 8))};
 }
 inline void store_bytes(uint8_t* p, I16 a) {
-    alignas(32) int32_t t[16];
-    storei(t, a);
-    for (int i = 0; i < 16; i++) p[i] = uint8_t(t[i]);
+    I16 low = a & set1i(0xff);
+    __m256i halves = _mm256_permute4x64_epi64(_mm256_packus_epi32(low.lo, low.hi), 0xd8);
+    _mm_storeu_si128((__m128i*)p, _mm_packus_epi16(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1)));
 }
 inline I16 load_halves(const uint16_t* p) {
     __m256i h = _mm256_loadu_si256((const __m256i*)p);
@@ -254,14 +254,18 @@ inline void store_bytes(uint8_t* p, I16 a) {
     for (int i = 0; i < 16; i++) p[i] = uint8_t(t[i]);
 }
 inline I16 load_halves(const uint16_t* p) {
+    uint16_t h[16];  // p may be an odd address
     int32_t t[16];
-    for (int i = 0; i < 16; i++) t[i] = p[i];
+    std::memcpy(h, p, sizeof h);
+    for (int i = 0; i < 16; i++) t[i] = h[i];
     return loadi(t);
 }
 inline void store_halves(uint16_t* p, I16 a) {
+    uint16_t h[16];
     int32_t t[16];
     storei(t, a);
-    for (int i = 0; i < 16; i++) p[i] = uint16_t(t[i]);
+    for (int i = 0; i < 16; i++) h[i] = uint16_t(t[i]);
+    std::memcpy(p, h, sizeof h);
 }
 inline float sum(F16 a) {
     float t[16];
@@ -317,7 +321,10 @@ inline I16 to_bf16(F16 a) {
     I16 b = bits(a), rounded = shift_right<16>(b + set1i(0x7fff) + (shift_right<16>(b) & set1i(1)));
     return selecti(is_nan(a), shift_right<16>(b) | set1i(0x40), rounded);
 }
-inline F16 round_bf16(F16 a) { return from_bf16(to_bf16(a)); }
+inline F16 round_bf16(F16 a) {  // the same, back in float32
+    I16 b = bits(a), rounded = b + set1i(0x7fff) + (shift_right<16>(b) & set1i(1));
+    return from_bits(selecti(is_nan(a), b | set1i(0x400000), rounded) & set1i(-0x10000));
+}
 inline void store_bf16(uint16_t* p, F16 a) { store_halves(p, to_bf16(a)); }
 
 // E4M3: sign, 4 exponent bits (bias 7), 3 mantissa bits; 0x7f and 0xff are NaN.
@@ -337,6 +344,98 @@ inline I16 to_e4m3(F16 a) {
     I16 small = bits(size + set1(0x1p14f)) - set1i(0x46800000);  // a multiple of 2^-9: the bits behind those of 2^14
     I16 code = selecti(less(size, set1(0x1p-6f)), small, normal);
     return selecti(is_nan(a), set1i(0x7f), code | sign);
+}
+
+// Lane l gets what lane l ^ D held, D = 1, 2, 4 or 8.
+template <int D>
+inline F16 swap_lanes(F16 a) {
+#if defined(PELAGOS_AVX512)
+    if constexpr (D == 1) return {_mm512_permute_ps(a.v, 0xb1)};
+    if constexpr (D == 2) return {_mm512_permute_ps(a.v, 0x4e)};
+    if constexpr (D == 4) return {_mm512_shuffle_f32x4(a.v, a.v, 0xb1)};
+    if constexpr (D == 8) return {_mm512_shuffle_f32x4(a.v, a.v, 0x4e)};
+#elif defined(PELAGOS_AVX2)
+    if constexpr (D == 1) return {_mm256_permute_ps(a.lo, 0xb1), _mm256_permute_ps(a.hi, 0xb1)};
+    if constexpr (D == 2) return {_mm256_permute_ps(a.lo, 0x4e), _mm256_permute_ps(a.hi, 0x4e)};
+    if constexpr (D == 4) return {_mm256_permute2f128_ps(a.lo, a.lo, 1), _mm256_permute2f128_ps(a.hi, a.hi, 1)};
+    if constexpr (D == 8) return {a.hi, a.lo};
+#else
+    float from[16], to[16];
+    store(from, a);
+    for (int l = 0; l < 16; l++) to[l] = from[l ^ D];
+    return load(to);
+#endif
+}
+
+// Lane l gets p[l / 2]: 8 numbers, each twice.
+inline F16 load_twice(const float* p) {
+#if defined(PELAGOS_AVX512)
+    const __m512i places = _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7);
+    return {_mm512_permutexvar_ps(places, _mm512_castps256_ps512(_mm256_loadu_ps(p)))};
+#elif defined(PELAGOS_AVX2)
+    __m256 a = _mm256_loadu_ps(p);
+    return {_mm256_permutevar8x32_ps(a, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3)),
+            _mm256_permutevar8x32_ps(a, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7))};
+#else
+    float t[16];
+    for (int l = 0; l < 16; l++) t[l] = p[l / 2];
+    return load(t);
+#endif
+}
+
+// 16 four-bit codes from 8 bytes, the low half of a byte first.
+inline I16 load_nibbles(const uint8_t* p) {
+#if defined(PELAGOS_AVX512) || defined(PELAGOS_AVX2)
+    const __m128i low = _mm_set1_epi8(0x0f);
+    __m128i pairs = _mm_loadl_epi64((const __m128i*)p);
+    __m128i codes = _mm_unpacklo_epi8(_mm_and_si128(pairs, low), _mm_and_si128(_mm_srli_epi16(pairs, 4), low));
+#if defined(PELAGOS_AVX512)
+    return {_mm512_cvtepu8_epi32(codes)};
+#else
+    return {_mm256_cvtepu8_epi32(codes), _mm256_cvtepu8_epi32(_mm_srli_si128(codes, 8))};
+#endif
+#else
+    int32_t t[16];
+    for (int i = 0; i < 16; i++) t[i] = (p[i / 2] >> (i % 2 * 4)) & 15;
+    return loadi(t);
+#endif
+}
+
+// E2M1: sign, then 0, 0.5, 1, 1.5, 2, 3, 4, 6.
+inline F16 from_e2m1(I16 codes) {
+#if defined(PELAGOS_AVX512)
+    const __m512 values = _mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f,  //
+                                         -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f);
+    return {_mm512_permutexvar_ps(codes.v, values)};
+#elif defined(PELAGOS_AVX2)
+    const __m256 sizes = _mm256_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f);  // found by the lower three bits
+    I16 sign = shift_left<28>(codes & set1i(8));
+    return {_mm256_or_ps(_mm256_permutevar8x32_ps(sizes, codes.lo), _mm256_castsi256_ps(sign.lo)),
+            _mm256_or_ps(_mm256_permutevar8x32_ps(sizes, codes.hi), _mm256_castsi256_ps(sign.hi))};
+#else
+    I16 size = codes & set1i(7);
+    F16 whole = to_float(size), large = from_bits(shift_left<22>(size + set1i(252)));
+    F16 value = select(less(whole, set1(2.0f)), whole * set1(0.5f), large);
+    return from_bits(bits(value) | shift_left<28>(codes & set1i(8)));
+#endif
+}
+
+// Calls f(i, part) for the vectors of a row of n numbers: part.get and part.put load and store 16 numbers, or what is left at the end.
+struct WholeVector {
+    static constexpr int n = LANES;
+    static F16 get(const float* p) { return load(p); }
+    static void put(float* p, F16 a) { store(p, a); }
+};
+struct PartVector {
+    int n;
+    F16 get(const float* p) const { return load_n(p, n); }
+    void put(float* p, F16 a) const { store_n(p, a, n); }
+};
+template <class F>
+inline void each_vector(int64_t n, F f) {
+    int64_t i = 0;
+    for (; i + LANES <= n; i += LANES) f(i, WholeVector{});
+    if (i < n) f(i, PartVector{int(n - i)});
 }
 
 }  // namespace pelagos::PELAGOS_ISA

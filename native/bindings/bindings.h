@@ -2,6 +2,7 @@
 #pragma once
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -22,5 +23,7 @@ void bind_linear(nb::module_& m);
 void bind_rowwise(nb::module_& m);
 void bind_attention(nb::module_& m);
 void bind_indexer(nb::module_& m);
+void bind_forward(nb::module_& m);
+void bind_tests(nb::module_& m);
 
 }  // namespace pelagos

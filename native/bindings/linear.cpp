@@ -13,11 +13,17 @@ void bind_linear(nb::module_& m) {
              })
         .def_ro("rows", &Matrix::rows)
         .def_ro("cols", &Matrix::cols);
+    // x: [num_rows, num_groups, w.cols]; w has num_groups parts of equal size, one per group of x.
     m.def(
         "linear",
-        [](const Matrix& w, Address x, int64_t num_rows, Address y, bool round) {
-            Product job{w, at<const float>(x), w.cols, nullptr, num_rows, at<float>(y), w.rows, round};
-            pool().run([&](const Team& team) { kernels().linear.linear(team, &job, 1); });
+        [](const Matrix& w, int num_groups, Address x, int64_t num_rows, Address y, bool round) {
+            std::vector<Product> jobs;
+            for (int g = 0; g < num_groups; g++) {
+                int64_t size = w.rows / num_groups;
+                jobs.push_back({rows_of(w, g * size, (g + 1) * size), at<const float>(x) + g * w.cols, num_groups * w.cols, nullptr, num_rows,
+                                at<float>(y) + g * size, w.rows, round});
+            }
+            pool().run([&](const Team& team) { kernels().linear.linear(team, jobs.data(), num_groups); });
         },
         nb::call_guard<nb::gil_scoped_release>());
 }

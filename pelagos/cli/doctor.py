@@ -34,12 +34,25 @@ class Rates:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Kernels:
+    """The native kernels. ``compiled``: instruction sets of this build; ``available``: those that the processor runs,
+    best first; ``chosen``: the one that is used, None where PyTorch computes; ``num_threads``: of their pool."""
+
+    compiled: list[str]
+    available: list[str]
+    chosen: str | None
+    num_threads: int | None
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """All that ``pelagos doctor`` says. ``libraries`` maps a name to its version, None if it is not installed."""
 
     pelagos: str
     machine: "Machine"
     libraries: dict[str, str | None]
+    kernels: Kernels
     ops: "list[Choice]"
     row_tile: "Probe"
     rates: Rates
@@ -49,8 +62,8 @@ class Report:
 def doctor_command(threads: Threads = None, as_json: Json = False) -> None:
     """Show the machine, the libraries, the code that runs each op and why, measured speeds, and known problems.
 
-    Takes a few seconds. The JSON object has the keys pelagos, machine, libraries, ops, row_tile, rates and problems;
-    sizes are in bytes, rates in bytes or operations per second; null is what the system does not say.
+    Takes a few seconds. The JSON object has the keys pelagos, machine, libraries, kernels, ops, row_tile, rates and
+    problems; sizes are in bytes, rates in bytes or operations per second; null is what the system does not say.
     """
     report = examine(use_threads(threads))
     if as_json:
@@ -67,14 +80,35 @@ def examine(num_threads: int) -> Report:
 
     machine, row_tile = describe_machine(), probe_row_tile()
     libraries = {name: _version(name) for name in LIBRARIES}
+    kernels = describe_kernels()
     return Report(
         pelagos=metadata.version("pelagos"),
         machine=machine,
         libraries=libraries,
+        kernels=kernels,
         ops=choices(),
         row_tile=row_tile,
         rates=measure(num_threads),
-        problems=find_problems(machine, libraries, row_tile, num_threads, has_nvidia_driver=NVIDIA_DRIVER.exists()),
+        problems=find_problems(
+            machine, libraries, kernels, row_tile, num_threads, has_nvidia_driver=NVIDIA_DRIVER.exists()
+        ),
+    )
+
+
+def describe_kernels() -> Kernels:
+    """What there is of native kernels, and what runs on the CPU."""
+    import torch
+
+    from pelagos.ops.cpu.module import native
+    from pelagos.ops.dispatch import choose_implementation
+
+    module, chosen = native(), choose_implementation(torch.device("cpu"))
+    return Kernels(
+        compiled=module.compiled_isas() if module else [],
+        available=module.available_isas() if module else [],
+        chosen=chosen.isa,
+        num_threads=module.num_threads() if module else None,
+        reason=chosen.reason,
     )
 
 
@@ -94,6 +128,7 @@ def measure(num_threads: int) -> Rates:
 def find_problems(
     machine: "Machine",
     libraries: dict[str, str | None],
+    kernels: Kernels,
     row_tile: "Probe",
     num_threads: int,
     *,
@@ -105,6 +140,13 @@ def find_problems(
         for name, version in libraries.items()
         if version is None
     ]
+    if not kernels.available:
+        problems.append(f"models run on PyTorch, many times slower: {kernels.reason}")
+    elif kernels.available == ["generic"]:
+        problems.append(
+            f"of the kernels' instruction sets ({', '.join(kernels.compiled)}) this processor runs only the plain C++ "
+            "one, which is several times slower"
+        )
     if row_tile.tile_rows == 1:
         problems.append(f"matrix products run row by row, which makes long prompts slow: {row_tile.reason}")
     if num_threads > machine.num_usable_cores:
@@ -145,6 +187,7 @@ def _print(report: Report) -> None:
     for title, lines in (
         ("machine", _machine_lines(report.machine)),
         ("libraries", [(name, version or "not installed") for name, version in report.libraries.items()]),
+        ("kernels", _kernel_lines(report.kernels)),
         ("ops", _op_lines(report.ops)),
         ("measured", _measured_lines(report)),
         ("problems", [("-", problem) for problem in report.problems] or [("none", "")]),
@@ -172,6 +215,15 @@ def _machine_lines(machine: "Machine") -> list[tuple[str, str]]:
         ("memory", f"{_gigabytes(memory.total)}, {_gigabytes(memory.available)} available{limit}"),
         ("accelerators", "; ".join(accelerators) or "none"),
         ("torch", f"{machine.torch_version}, {machine.torch_blas}, kernels for {machine.torch_cpu_capability}"),
+    ]
+
+
+def _kernel_lines(kernels: Kernels) -> list[tuple[str, str]]:
+    return [
+        ("built for", ", ".join(kernels.compiled) or "nothing"),
+        ("runs here", ", ".join(kernels.available) or "nothing"),
+        ("used", "none" if kernels.chosen is None else f"{kernels.chosen}, {kernels.num_threads} threads"),
+        ("why", kernels.reason),
     ]
 
 

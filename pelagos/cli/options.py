@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from pelagos.common import cgroup, env
-from pelagos.common.device import usable_cores
+from pelagos.common import env
+from pelagos.common.cores import default_num_threads
 
 Device = Annotated[str, typer.Option(help="cpu, mps, cuda, cuda:N, npu or npu:N.", rich_help_panel="Machine")]
 Threads = Annotated[
@@ -21,13 +21,13 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def use_threads(threads: int | None) -> int:
-    """Let torch run on ``threads`` CPU threads, and return the number.
+    """Let torch and the native kernels run on ``threads`` CPU threads, and return the number.
 
-    None: what the environment says, else torch's own choice as far as a container leaves it that many cores. More
-    threads than cores would wait for each other in every operation.
+    None: what the environment says, else one for each physical core that this process may use, as far as torch takes
+    them, too.
     """
-    import torch
+    from pelagos.ops.cpu.threads import set_num_threads
 
-    number = threads or env.THREADS.get() or min(torch.get_num_threads(), usable_cores(cgroup.cpu_quota()))
-    torch.set_num_threads(number)
+    number = threads or default_num_threads()
+    set_num_threads(number)
     return number

@@ -14,6 +14,7 @@ from pelagos.common.errors import UsageError
 T = TypeVar("T")
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
+IMPLEMENTATIONS = ("auto", "native", "reference")
 MAX_THREADS = 1024
 
 
@@ -38,10 +39,13 @@ class Variable(Generic[T]):
             raise UsageError(f"{self.name} must be {self.accepts}, got {text[:80]!r}") from None
 
 
-def _log_level(text: str) -> str:
-    if text.lower() not in LOG_LEVELS:
-        raise ValueError
-    return text.lower()
+def _one_of(names: tuple[str, ...]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in names:
+            raise ValueError
+        return text.lower()
+
+    return parse
 
 
 def _num_threads(text: str) -> int:
@@ -55,7 +59,7 @@ LOG = Variable(
     default="info",
     help="least severe messages that are logged",
     accepts=f"one of {', '.join(LOG_LEVELS)}",
-    parse=_log_level,
+    parse=_one_of(LOG_LEVELS),
 )
 THREADS = Variable[int | None](
     name="PELAGOS_THREADS",
@@ -64,5 +68,13 @@ THREADS = Variable[int | None](
     accepts=f"a whole number from 1 to {MAX_THREADS}",
     parse=_num_threads,
 )
+OPS = Variable(
+    name="PELAGOS_OPS",
+    default="auto",
+    help="what computes a model on the CPU: the native kernels, the reference in PyTorch, or (auto) the native kernels "
+    "where they are installed",
+    accepts=f"one of {', '.join(IMPLEMENTATIONS)}",
+    parse=_one_of(IMPLEMENTATIONS),
+)
 
-ALL: tuple[Variable[str] | Variable[int | None], ...] = (LOG, THREADS)
+ALL: tuple[Variable[str] | Variable[int | None], ...] = (LOG, THREADS, OPS)

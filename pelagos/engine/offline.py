@@ -24,8 +24,7 @@ from pelagos.engine.stop import Decoder, TextStream
 from pelagos.model.config import ModelConfig
 
 if TYPE_CHECKING:
-    from pelagos.model.state import State
-    from pelagos.model.transformer import Model
+    from pelagos.model.transformer import AnyState, Model
 
 FinishReason = Literal["stop", "length"]
 
@@ -185,7 +184,7 @@ def _run(
 
 
 def _prefill(
-    model: "Model", prompt: list[int], state: "State", chunk: int, watch: Stopwatch
+    model: "Model", prompt: list[int], state: "AnyState", chunk: int, watch: Stopwatch
 ) -> Generator[Progress, None, Tensor]:
     """Read the prompt and return the logits after its last token, [1, V] float32."""
     for start in range(0, len(prompt), chunk):

@@ -1,6 +1,7 @@
 """From a checkpoint folder, or a preset, to a model with values."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable
 from os import PathLike
@@ -15,10 +16,14 @@ from pelagos.common.fields import show
 from pelagos.model.checkpoint import Checkpoint, open_checkpoint
 from pelagos.model.config import ModelConfig
 from pelagos.model.layers import StoredWeights
+from pelagos.model.native import unsupported
 from pelagos.model.presets import PRESETS, preset
 from pelagos.model.tensors import TensorSpec, tensor_specs
 from pelagos.model.transformer import Model
+from pelagos.ops.dispatch import Wanted, choose_implementation
 from pelagos.ops.reference.linear import Matrix
+
+log = logging.getLogger(__name__)
 
 _RANDOM_LIMIT = 1 << 30  # bytes of random weights that a preset may take
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -31,9 +36,11 @@ def load_model(
     device: str | torch.device,
     dtype: torch.dtype | None,
     official_rounding: bool | None,
+    implementation: Wanted | None = None,
 ) -> Model:
     """See ``Model.load``."""
     target = parse_device(str(device))
+    chosen = choose_implementation(target, implementation)
     if dtype is not None and dtype not in _DTYPES:
         raise UsageError(
             f"dtype must be one of {', '.join(str(d).removeprefix('torch.') for d in _DTYPES)}, got {dtype}"
@@ -50,7 +57,20 @@ def load_model(
         _check_size(config)
         model = _empty(config, dtype, official_rounding)
         fill(model, random_values(config, seed=0))
-    return model.to(target).eval().requires_grad_(False)
+    model.to(target).eval().requires_grad_(False)
+    if chosen.implementation == "native":
+        _use_native(model, is_forced=implementation == "native")
+    return model
+
+
+def _use_native(model: Model, *, is_forced: bool) -> None:
+    reason = unsupported(model.config)
+    if reason is None:
+        model.use_native()
+    elif is_forced:
+        raise UsageError(f"the native kernels cannot run this model: {reason}")
+    else:
+        log.warning("the native kernels cannot run this model (%s): it runs on PyTorch, exact but slow", reason)
 
 
 def fill(model: Model, value_of: Callable[[TensorSpec], Matrix]) -> None:

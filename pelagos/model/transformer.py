@@ -12,6 +12,7 @@ Shapes: T tokens of all segments, M streams, D width, V vocabulary.
 
 from collections.abc import Callable, Sequence
 from os import PathLike
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,15 @@ from pelagos.model.config import ModelConfig
 from pelagos.model.layers import Embedding, Linear, Norm
 from pelagos.model.mhc import StreamHead
 from pelagos.model.mtp import MtpBlock
+from pelagos.model.native_state import NativeState
 from pelagos.model.sequences import Segment, Sequences
 from pelagos.model.state import State
-from pelagos.ops.dispatch import Ops, reference_ops
+from pelagos.ops.dispatch import Ops, Wanted, reference_ops
+
+if TYPE_CHECKING:
+    from pelagos.model.native import NativeForward
+
+AnyState = State | NativeState
 
 
 class Model(nn.Module):
@@ -46,6 +53,7 @@ class Model(nn.Module):
         self.hc_head = StreamHead(config, ops)
         self.head = Linear(config.hidden_size, config.vocab_size, ops)
         self.mtp = nn.ModuleList(MtpBlock(config, layer, ops) for layer in config.mtp_layers)
+        self._native: NativeForward | None = None
 
     @staticmethod
     def load(
@@ -54,35 +62,53 @@ class Model(nn.Module):
         dtype: torch.dtype | None = None,
         *,
         official_rounding: bool | None = None,
+        implementation: Wanted | None = None,
     ) -> "Model":
         """A model from a checkpoint folder, or a preset with random weights (same weights every time).
 
         Weights stay memory-mapped and in their stored format until an op needs them. ``dtype``: of activations,
         float32, bfloat16 or float16; None: what the config says. ``official_rounding``: the served model's
-        low-precision steps; None: what the config says (on for quantised checkpoints). Raises CheckpointError,
-        ConfigError, UsageError or ResourceError before memory is taken.
+        low-precision steps; None: what the config says (on for quantised checkpoints). ``implementation``: native
+        code or the reference ops; auto: native where it can run; None: what the environment says, else auto. Raises
+        CheckpointError, ConfigError, UsageError or ResourceError before memory is taken.
         """
         from pelagos.model.loading import load_model
 
-        return load_model(path_or_preset, device, dtype, official_rounding)
+        return load_model(path_or_preset, device, dtype, official_rounding, implementation)
 
     @property
     def device(self) -> torch.device:
         return self.embed.weight.device
 
-    def new_state(self) -> State:
+    @property
+    def native(self) -> "NativeForward | None":
+        """The native forward pass that inference runs on; None: the modules' own ops."""
+        return self._native
+
+    def use_native(self) -> None:
+        """Run inference in native code from now on. The weights must not change afterwards. See ``native.unsupported``
+        for what it cannot run; states made before do not fit."""
+        from pelagos.model.native import NativeForward
+
+        self._native = NativeForward(self)
+
+    def new_state(self) -> AnyState:
         """The state of an empty sequence."""
+        if self._native:
+            return NativeState(self._native.layout)
         return State.new(self.config, self.config.layers, self.dtype, self.device)
 
-    def new_draft_state(self) -> State:
+    def new_draft_state(self) -> AnyState:
         """The state of an empty sequence in the multi-token-prediction blocks, for ``draft``."""
+        if self._native:
+            return NativeState(self._native.draft_layout)
         return State.new(self.config, self.config.mtp_layers, self.dtype, self.device)
 
     def logits(self, token_ids: Sequence[int] | Tensor) -> Tensor:
         """Logits at every position of one whole sequence, [T, V] float32; nothing is kept."""
         return self.step(token_ids, self.new_state())
 
-    def step(self, token_ids: Sequence[int] | Tensor, state: State, *, num_logits: int | None = None) -> Tensor:
+    def step(self, token_ids: Sequence[int] | Tensor, state: AnyState, *, num_logits: int | None = None) -> Tensor:
         """Read the next tokens of a sequence and advance its state.
 
         token_ids: T >= 1 ids from 0 to V − 1. Returns float32 logits of the last ``num_logits`` tokens (None: of all),
@@ -93,10 +119,13 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def step_batch(
-        self, token_ids: Sequence[Sequence[int] | Tensor], states: Sequence[State], *, num_logits: int | None = None
+        self, token_ids: Sequence[Sequence[int] | Tensor], states: Sequence[AnyState], *, num_logits: int | None = None
     ) -> list[Tensor]:
         """``step`` for several sequences of any lengths at once; each gets the bits it would get alone."""
         ids = [self._checked_ids(tokens, state) for tokens, state in zip(token_ids, states, strict=True)]
+        if self._native:
+            return self._native.run(ids, _native(states), num_logits)
+        states = _plain(states)
         flat, positions, segments = _batch(ids, states)
         streams = self(flat, positions, self._contexts(segments, states))
         _advance(states, segments)
@@ -127,12 +156,15 @@ class Model(nn.Module):
         return logits
 
     @torch.no_grad()
-    def streams(self, token_ids: Sequence[int] | Tensor, state: State) -> Tensor:
+    def streams(self, token_ids: Sequence[int] | Tensor, state: AnyState) -> Tensor:
         """``step``, with the residual streams [T, M, D] in place of logits: what ``draft`` takes."""
         ids = self._checked_ids(token_ids, state)
-        flat, positions, segments = _batch([ids], [state])
-        streams: Tensor = self(flat, positions, self._contexts(segments, [state]))
-        _advance([state], segments)
+        if self._native:
+            return self._native.streams(ids, _native([state])[0])
+        plain = _plain([state])
+        flat, positions, segments = _batch([ids], plain)
+        streams: Tensor = self(flat, positions, self._contexts(segments, plain))
+        _advance(plain, segments)
         return streams
 
     def _contexts(self, segments: list[Segment], states: Sequence[State]) -> list[Context]:
@@ -140,7 +172,7 @@ class Model(nn.Module):
         return [Sequences(segments=segments, states=[state.layers[i] for state in states]) for i in layers]
 
     @torch.no_grad()
-    def draft(self, streams: Tensor, next_ids: Sequence[int] | Tensor, state: State) -> tuple[Tensor, Tensor]:
+    def draft(self, streams: Tensor, next_ids: Sequence[int] | Tensor, state: AnyState) -> tuple[Tensor, Tensor]:
         """Predict the token after next with the multi-token-prediction block.
 
         streams: [T, M, D] of the next T positions of one sequence (from ``streams``, or from this function to draft
@@ -150,15 +182,18 @@ class Model(nn.Module):
         if not self.mtp:
             raise UsageError("this model has no multi-token-prediction block to draft with")
         ids = self._checked_ids(next_ids, state)
-        flat, positions, segments = _batch([ids], [state])
+        if self._native:
+            return self._native.draft(streams, ids, _native([state])[0])
+        plain = _plain([state])
+        flat, positions, segments = _batch([ids], plain)
         block = self.mtp[0]
         assert isinstance(block, MtpBlock)
-        context = Sequences(segments=segments, states=state.layers[:1])
+        context = Sequences(segments=segments, states=plain[0].layers[:1])
         hidden, streams = block.draft(streams, self.embed(flat, self.dtype), flat, positions, context)
-        _advance([state], segments)
+        _advance(plain, segments)
         return self.head(hidden, out_dtype=torch.float32), streams
 
-    def _checked_ids(self, token_ids: Sequence[int] | Tensor, state: State) -> Tensor:
+    def _checked_ids(self, token_ids: Sequence[int] | Tensor, state: AnyState) -> Tensor:
         ids = torch.as_tensor(token_ids, device=self.device)
         limit = self.config.max_positions
         if ids.dim() != 1 or len(ids) == 0 or ids.dtype.is_floating_point or ids.dtype == torch.bool:
@@ -174,7 +209,21 @@ class Model(nn.Module):
         return ids.long()
 
 
-def _batch(token_ids: list[Tensor], states: Sequence[State]) -> tuple[Tensor, Tensor, list[Segment]]:
+def _native(states: Sequence[AnyState]) -> list[NativeState]:
+    fitting = [state for state in states if isinstance(state, NativeState)]
+    if len(fitting) != len(states):
+        raise UsageError("a state made before use_native does not fit: make it with new_state again")
+    return fitting
+
+
+def _plain(states: Sequence[AnyState]) -> list[State]:
+    fitting = [state for state in states if isinstance(state, State)]
+    if len(fitting) != len(states):
+        raise UsageError("a state of the native forward pass does not fit a model without it")
+    return fitting
+
+
+def _batch(token_ids: list[Tensor], states: Sequence[AnyState]) -> tuple[Tensor, Tensor, list[Segment]]:
     segments: list[Segment] = []
     for ids, state in zip(token_ids, states, strict=True):
         start = segments[-1].stop if segments else 0
@@ -184,6 +233,6 @@ def _batch(token_ids: list[Tensor], states: Sequence[State]) -> tuple[Tensor, Te
     return flat, torch.cat(positions), segments
 
 
-def _advance(states: Sequence[State], segments: list[Segment]) -> None:
+def _advance(states: Sequence[AnyState], segments: list[Segment]) -> None:
     for state, segment in zip(states, segments, strict=True):
         state.num_tokens += segment.stop - segment.start

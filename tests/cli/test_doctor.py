@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pelagos.cli import doctor
-from pelagos.cli.doctor import find_problems, measure
+from pelagos.cli.doctor import Kernels, find_problems, measure
 from pelagos.cli.main import main
 from pelagos.common.device import Accelerator, Machine, Memory, Processor
 from pelagos.ops.contract import OPS
@@ -29,6 +29,9 @@ MACHINE = Machine(
 )
 GPU = Accelerator(kind="cuda", num_devices=2, models=("H100",))
 TILE = Probe(tile_rows=16, reason="rows agree")
+KERNELS = Kernels(
+    compiled=["avx2", "generic"], available=["avx2", "generic"], chosen="avx2", num_threads=3, reason="the best"
+)
 LIBRARIES: dict[str, str | None] = {"torch": "2.13.0"}
 
 
@@ -42,6 +45,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def problems(**changes: Any) -> list[str]:
     machine = dataclasses.replace(MACHINE, **changes.pop("machine", {}))
     arguments: dict[str, Any] = {"libraries": LIBRARIES, "row_tile": TILE, "num_threads": 3, "has_nvidia_driver": False}
+    arguments["kernels"] = dataclasses.replace(KERNELS, **changes.pop("kernels", {}))
     return find_problems(machine, **arguments | changes)
 
 
@@ -59,6 +63,8 @@ def test_a_good_machine_has_no_problems() -> None:
             {"row_tile": Probe(tile_rows=1, reason="rows differ")},
             "run row by row, which makes long prompts slow: rows differ",
         ),
+        ({"kernels": {"available": [], "reason": "no compiler"}}, "run on PyTorch, many times slower: no compiler"),
+        ({"kernels": {"available": ["generic"]}}, "(avx2, generic) this processor runs only the plain C++ one"),
         ({"num_threads": 4}, "4 threads share 3 usable cores"),
         ({"has_nvidia_driver": True}, "there is an NVIDIA driver, but torch 2.13.0 finds no GPU"),
         ({"machine": {"torch_cpu_capability": "DEFAULT"}}, "without AVX2"),
@@ -72,7 +78,7 @@ def test_each_problem_is_found_alone(changes: dict[str, Any], expected: str) -> 
 def test_json_holds_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json", "--threads", "1"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert set(report) == {"pelagos", "machine", "libraries", "ops", "row_tile", "rates", "problems"}
+    assert set(report) == {"pelagos", "machine", "libraries", "kernels", "ops", "row_tile", "rates", "problems"}
     assert report["pelagos"] == metadata.version("pelagos")
     assert report["libraries"]["torch"] == metadata.version("torch")
     assert [choice["op"] for choice in report["ops"]] == list(OPS)

@@ -176,7 +176,7 @@ def test_published_fixed_state() -> None:
 
 
 def test_state_is_what_a_sequence_really_keeps() -> None:
-    model = Model.load("tiny")
+    model = Model.load("tiny", implementation="reference")
     config, expected = model.config, state_bytes(model.config, "float32")
     state = model.new_state()
     unused = len(config.layers) * 4 * config.head_dim  # the newest row of a window is not kept for the next token

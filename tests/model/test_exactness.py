@@ -1,6 +1,7 @@
 """One pass == any chunking == token by token == beside other sequences: the same logits, bit for bit.
 
-Float32 and bfloat16, with the indexer's selection active: far more rows than index_topk, and equal scores forced.
+Float32 and bfloat16, with the indexer's selection active: far more rows than index_topk, and equal scores forced. On
+the reference and on the native forward pass.
 """
 
 import dataclasses
@@ -11,17 +12,33 @@ import torch
 from torch import Tensor
 
 from pelagos.model.config import ModelConfig, csa_layer, hca_layer, window_layer
+from pelagos.model.native_state import NativeState
 from pelagos.model.presets import preset
 from pelagos.model.state import State
-from pelagos.model.transformer import Model
+from pelagos.model.transformer import AnyState, Model
+from pelagos.ops.cpu.module import native
 
 DTYPES = [torch.float32, torch.bfloat16]
 
 
-def _model(dtype: torch.dtype, *, ties: bool = False, official_rounding: bool = False) -> Model:
-    model = Model.load("tiny", dtype=dtype, official_rounding=official_rounding)
+@pytest.fixture(params=["reference", "native"], autouse=True)
+def implementation(request: pytest.FixtureRequest) -> str:
+    if request.param == "native" and native() is None:
+        pytest.skip("Pelagos was installed without its native kernels")
+    global _implementation
+    _implementation = request.param
+    return _implementation
+
+
+_implementation = "reference"
+
+
+def _model(dtype: torch.dtype, *, ties: bool = False, official_rounding: bool = False, preset: str = "tiny") -> Model:
+    model = Model.load(preset, dtype=dtype, official_rounding=official_rounding, implementation="reference")
     if ties:
         _force_ties(model)
+    if _implementation == "native":
+        model.use_native()
     return model
 
 
@@ -48,7 +65,7 @@ def _chunks(length: int, seed: int) -> list[int]:
     return chunks
 
 
-def _in_chunks(model: Model, ids: list[int], chunks: list[int]) -> tuple[Tensor, State]:
+def _in_chunks(model: Model, ids: list[int], chunks: list[int]) -> tuple[Tensor, AnyState]:
     state, parts, at = model.new_state(), [], 0
     for chunk in chunks:
         parts.append(model.step(ids[at : at + chunk], state))
@@ -56,7 +73,11 @@ def _in_chunks(model: Model, ids: list[int], chunks: list[int]) -> tuple[Tensor,
     return torch.cat(parts), state
 
 
-def _same_state(a: State, b: State) -> bool:
+def _same_state(a: AnyState, b: AnyState) -> bool:
+    if isinstance(a, NativeState) and isinstance(b, NativeState):
+        return a.same_as(b)
+    assert isinstance(a, State)
+    assert isinstance(b, State)
     pairs = zip(a.layers, b.layers, strict=True)
     return a.num_tokens == b.num_tokens and all(
         torch.equal(x, y) for la, lb in pairs for x, y in zip(la.tensors(), lb.tensors(), strict=True)
@@ -153,7 +174,7 @@ def test_other_windows_and_ratios(layer: object, monkeypatch: pytest.MonkeyPatch
     from pelagos.model import loading
 
     monkeypatch.setitem(loading.PRESETS, "one", lambda: _small((layer,)))
-    model, ids = Model.load("one"), _prompt(400, 8)
+    model, ids = _model(torch.float32, preset="one"), _prompt(400, 8)
     whole = model.logits(ids)
     for seed in range(2):
         assert torch.equal(_in_chunks(model, ids, _chunks(400, seed))[0], whole)

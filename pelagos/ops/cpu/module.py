@@ -1,14 +1,44 @@
 """The compiled module, where it was built."""
 
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from types import ModuleType
 
+from pelagos.common.cores import default_num_threads
+
+_NAME = "pelagos.ops.cpu._native"
+_NOT_BUILT = (
+    "the native kernels are not installed: there was no C++17 compiler with Python's headers when Pelagos was "
+    "installed, or it failed; install one, then install Pelagos again"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Loaded:
+    module: ModuleType | None
+    reason: str | None
+
 
 @cache
-def native() -> ModuleType | None:
-    """The compiled kernels, None where Pelagos was installed without a compiler."""
+def _load() -> _Loaded:
     try:
-        return import_module("pelagos.ops.cpu._native")
-    except ModuleNotFoundError:
-        return None
+        module = import_module(_NAME)
+    except ModuleNotFoundError as error:
+        if error.name != _NAME:
+            raise
+        return _Loaded(module=None, reason=_NOT_BUILT)
+    except ImportError as error:  # built, but for another system or C++ library
+        return _Loaded(module=None, reason=f"the native kernels do not load ({error}); install Pelagos again")
+    module.set_num_threads(default_num_threads())
+    return _Loaded(module=module, reason=None)
+
+
+def native() -> ModuleType | None:
+    """The compiled kernels with their pool of threads, None where they were not built or do not load."""
+    return _load().module
+
+
+def native_reason() -> str | None:
+    """Why ``native`` is None and what to do about it; None where it is not."""
+    return _load().reason
