@@ -5,6 +5,7 @@
 
 namespace pelagos {
 
+// One query of one layer, all its heads. Score of a row: sum over heads of w_h * max(0, q_h . row).
 struct IndexQuery {
     const float* q;             // [H, C], rotated; for index_fp4 rows rounded to FP4 values
     const float* head_weights;  // [H]
@@ -15,8 +16,17 @@ struct IndexQuery {
 };
 
 struct IndexerKernels {
+    // The k best rows of every query: larger score first, then the smaller row; +0 equals -0, NaN is larger than all numbers. All threads
+    // call it; barriers inside, the last one at its end. Queries that see the same rows are best neighbours.
     void (*choose_rows)(const Team& team, IndexQuery* queries, int64_t num_queries, int num_heads, int head_dim, int k, void* scratch);
     int64_t (*choose_rows_scratch)(int64_t num_queries, int64_t max_visible, int num_heads, int head_dim, int k, int num_threads);  // bytes
+
+    // Scores of rows 0 .. num_visible - 1 of query t at scores + t * stride; stride: a multiple of 16 that is not less. No barrier.
+    void (*index_scores)(const Team& team, const IndexQuery* queries, int64_t num_queries, int num_heads, int head_dim, float* scores,
+                         int64_t stride);
+    // The k best of the first num_visible[t] scores at scores + t * stride: chosen [T, k], -1 behind what there is. No barrier.
+    void (*top_rows)(const Team& team, const float* scores, int64_t stride, const int64_t* num_visible, int64_t num_queries, int k,
+                     int32_t* chosen);
 };
 
 }  // namespace pelagos

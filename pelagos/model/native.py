@@ -21,6 +21,7 @@ from pelagos.model.mhc import StreamHead, StreamMixer
 from pelagos.model.mtp import MtpBlock
 from pelagos.model.native_state import CompressedPlace, LayerPlace, NativeState, RowFormat, StateLayout
 from pelagos.model.rope import rope_frequencies
+from pelagos.ops.cpu.indexer import MAX_SIZE
 from pelagos.ops.cpu.linear import NativeMatrix
 from pelagos.ops.cpu.module import native
 
@@ -36,6 +37,8 @@ def unsupported(config: ModelConfig) -> str | None:
     """Why the native code cannot run a model of this config; None: it can."""
     if config.activation_dtype == "float16":
         return "activations in float16"
+    if config.index_head_dim > MAX_SIZE and any(layer.index == "own" for layer in config.layers):
+        return f"index heads beyond {MAX_SIZE} numbers"
     if config.head_dim > _MAX_ROW or config.num_output_groups > _MAX_GROUPS or config.num_streams > 8:
         return f"heads beyond {_MAX_ROW} numbers, more than {_MAX_GROUPS} output groups or more than 8 streams"
     return None
