@@ -21,7 +21,7 @@ help: ## show this list
 install: ## make .venv with Pelagos and its test tools, again when what they are made from has changed
 	@set -e; found=; \
 	made_from=$$(pwd; cat pyproject.toml constraints.txt | cksum); \
-	kernels_from=$$(command -v $${CXX:-c++} g++ clang++ || true; \
+	kernels_from=$$(command -v $${CXX:-c++} || command -v g++ || command -v clang++ || true; \
 		find CMakeLists.txt native -type f | LC_ALL=C sort | xargs cksum | cksum); \
 	same_kernels=; if [ "$$(cat $(KERNEL_STAMP) 2>/dev/null)" = "$$kernels_from" ]; then same_kernels=yes; fi; \
 	if [ -x $(BIN)/python ] && [ "$$(cat $(STAMP) 2>/dev/null)" = "$$made_from" ]; then \

@@ -21,6 +21,8 @@ def test_values_are_read_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
     assert env.THREADS.get() == 1
     monkeypatch.setenv("PELAGOS_LOG", "Debug")
     assert env.LOG.get() == "debug"
+    monkeypatch.setenv("PELAGOS_OPS", "Native")
+    assert env.OPS.get() == "native"
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "1025", "two", "1.5", "1e3", "9" * 5000, "\udcff"])
