@@ -60,10 +60,9 @@ def test_packed_rows_in_scattered_pages(row_format: RowFormat) -> None:
     def run(start: int, stop: int) -> torch.Tensor:
         chosen = torch.empty(stop - start, k, dtype=torch.int32)
         places = q[start:stop].contiguous(), weights[start:stop].contiguous(), visible[start:stop].contiguous()
-        kernels().choose_rows(
-            layout, arena.data_ptr(), pages.data_ptr(), page_rows, *(t.data_ptr() for t in places), stop - start, heads, k,
-            chosen.data_ptr(),
-        )  # fmt: skip
+        addresses = [t.data_ptr() for t in (arena, pages)]
+        inputs = [t.data_ptr() for t in places]
+        kernels().choose_rows(layout, *addresses, page_rows, *inputs, stop - start, heads, k, chosen.data_ptr())
         return chosen.long()
 
     assert torch.equal(same_everywhere(lambda: run(0, 37))[0], expected)
