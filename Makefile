@@ -8,6 +8,7 @@ SANITIZED_TESTS := tests/native tests/ops/cpu
 BUILD_TOOLS := cmake nanobind ninja scikit-build-core
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NEEDED_MIB := 2048
+SAY_IF_MISSING := 'from pelagos.ops.cpu.module import native_reason as why; print("Note:", why()) if why() else None'
 NEW_ENOUGH := sys.exit(sys.version_info < (3, 11))
 
 .PHONY: help install test test-all lint format sanitize constraints clean
@@ -28,6 +29,7 @@ install: ## make .venv with Pelagos and its test tools, again when what they are
 		if [ -n "$$same_kernels" ]; then exit 0; fi; \
 		echo "Compiling the native kernels"; \
 		$(PIP) install --quiet --no-build-isolation --no-deps -e .; \
+		$(BIN)/python -c $(SAY_IF_MISSING); \
 		printf '%s\n' "$$kernels_from" > $(KERNEL_STAMP); exit 0; \
 	fi; \
 	if ! $(BIN)/python -c 'import sys, pip; $(NEW_ENOUGH)' 2>/dev/null; then \
@@ -48,6 +50,7 @@ install: ## make .venv with Pelagos and its test tools, again when what they are
 	echo "Installing Pelagos and its test tools in .venv, compiling its kernels"; \
 	$(PIP) install --quiet -c constraints.txt $(BUILD_TOOLS); \
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[test]'; \
+	$(BIN)/python -c $(SAY_IF_MISSING); \
 	printf '%s\n' "$$kernels_from" > $(KERNEL_STAMP); \
 	printf '%s\n' "$$made_from" > $(STAMP)
 
