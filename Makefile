@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 KERNEL_STAMP := $(VENV)/.kernels
-SANITIZED_TESTS := tests/native tests/ops/cpu
+SANITIZED_TESTS := tests/native tests/ops/cpu tests/model/test_native.py
 BUILD_TOOLS := cmake nanobind ninja scikit-build-core
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 NEEDED_MIB := 2048
@@ -78,7 +78,7 @@ sanitize: install ## run the tests of the kernels under sanitizers: some minutes
 	LD_PRELOAD="$$($${CXX:-c++} -print-file-name=libasan.so) $$($${CXX:-c++} -print-file-name=libstdc++.so)" \
 		ASAN_OPTIONS=detect_leaks=0 PYTHONPATH=build/sanitized PELAGOS_OPS=native OMP_NUM_THREADS=1 \
 		$(BIN)/pytest -q -p no:cacheprovider $(SANITIZED_TESTS)
-	$(BIN)/cmake -S . -B build/thread -G Ninja -DPELAGOS_SANITIZE=thread -DPython_EXECUTABLE=$(BIN)/python \
+	$(BIN)/cmake -S . -B build/thread -G Ninja -DPELAGOS_SANITIZE=thread \
 		-DCMAKE_MAKE_PROGRAM=$(CURDIR)/$(BIN)/ninja > build/thread.log
 	$(BIN)/cmake --build build/thread
 	build/thread/pelagos_races

@@ -1,4 +1,5 @@
 #include <memory>
+#include <mutex>
 
 #include "bindings.h"
 
@@ -38,7 +39,8 @@ struct Forward {
     Draft draft;
     StreamWeights hc_head, draft_hc_head;
     const float *norm = nullptr, *draft_norm = nullptr;
-    Block scratch, streams, hidden;
+    Block scratch, hidden;
+    std::mutex busy;  // one call at a time has the scratch memory; further callers wait
 };
 
 void set_experts(Forward& model, Layer& layer, std::vector<Matrix> w1, std::vector<Matrix> w2, std::vector<Matrix> w3) {
@@ -51,6 +53,7 @@ void set_experts(Forward& model, Layer& layer, std::vector<Matrix> w1, std::vect
 
 // sequences: [S, 6] int64 rows of SequenceStep. streams: [T, M, D] float32.
 void forward(Forward& model, bool is_draft, Address token_ids, int64_t num_tokens, Address sequences, int64_t num_sequences, Address streams) {
+    std::lock_guard<std::mutex> hold(model.busy);
     const auto& layers = is_draft ? model.draft_layers : model.layers;
     ForwardJob job{&model.shape, layers.data(), int32_t(layers.size()), at<const int32_t>(token_ids), num_tokens,
                    at<const SequenceStep>(sequences), num_sequences, at<float>(streams), is_draft ? &model.draft : nullptr};
@@ -60,6 +63,7 @@ void forward(Forward& model, bool is_draft, Address token_ids, int64_t num_token
 }
 
 void output(Forward& model, bool is_draft, Address streams, Address token_rows, int64_t num_rows, Address logits) {
+    std::lock_guard<std::mutex> hold(model.busy);
     float* hidden = static_cast<float*>(model.hidden.at_least(num_rows * model.shape.width * int64_t(sizeof(float))));
     OutputJob job{&model.shape, is_draft ? &model.draft_hc_head : &model.hc_head, is_draft ? model.draft_norm : model.norm,
                   at<const float>(streams), at<const int32_t>(token_rows), num_rows, hidden, at<float>(logits)};

@@ -2,6 +2,7 @@
 of threads the same bits."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -97,6 +98,20 @@ def test_same_bits_on_every_instruction_set_and_any_number_of_threads(official_r
                 torch.cat([model.step(ids[:400], state), *(model.step([token], state) for token in ids[400:])])
             )
     assert all(torch.equal(logits, found[0]) for logits in found)
+
+
+def test_threads_of_a_program_may_share_a_model() -> None:
+    """Calls of other lengths, so that scratch memory grows under the feet of the others."""
+    model = _tiny()
+    model.use_native()
+    prompts = [prompt(length, 512, length) for length in (3, 700, 40, 300, 9, 500)]
+    expected = [model.logits(ids) for ids in prompts]
+    fresh = _tiny()
+    fresh.use_native()
+    with ThreadPoolExecutor(6) as threads:
+        for _ in range(3):
+            found = list(threads.map(fresh.logits, prompts))
+            assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 def test_state_is_at_its_stated_size() -> None:
