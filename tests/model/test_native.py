@@ -106,10 +106,10 @@ def test_threads_of_a_program_may_share_a_model() -> None:
     model.use_native()
     prompts = [prompt(length, 512, length) for length in (3, 700, 40, 300, 9, 500)]
     expected = [model.logits(ids) for ids in prompts]
-    fresh = _tiny()
-    fresh.use_native()
     with ThreadPoolExecutor(6) as threads:
-        for _ in range(3):
+        for _ in range(12):
+            fresh = _tiny()
+            fresh.use_native()
             found = list(threads.map(fresh.logits, prompts))
             assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
