@@ -124,16 +124,7 @@ inline void multiply(const float* a, int64_t a_stride, const float* b, int64_t b
 inline F16 exp_below(F16 x) {
     F16 y = max(set1(-100.0f), x);
     F16 n = nearest(y * set1(1.44269504088896341f));
-    F16 r = fma(n, set1(-0.693359375f), y);
-    r = fma(n, set1(2.12194440e-4f), r);
-    F16 p = set1(1.9875691500e-4f);
-    p = fma(p, r, set1(1.3981999507e-3f));
-    p = fma(p, r, set1(8.3334519073e-3f));
-    p = fma(p, r, set1(4.1665795894e-2f));
-    p = fma(p, r, set1(1.6666665459e-1f));
-    p = fma(p, r, set1(5.0000001201e-1f));
-    p = fma(p, r * r, r + set1(1.0f));
-    return select(less(x, set1(-87.0f)), zero(), from_bits(bits(p) + shift_left<23>(to_int(n))));
+    return select(less(x, set1(-87.0f)), zero(), from_bits(bits(exp_rest(y, n)) + shift_left<23>(to_int(n))));
 }
 
 // Scaled logits of the places begin .. end of 64, in place; other lanes of their vectors get NOTHING. Returns the largest.

@@ -25,29 +25,6 @@ inline float stored_scale(const Matrix& w, int64_t row, int64_t col) {
     return value;
 }
 
-// 16 E4M3 codes, worth 2^-8 of their values: so much are they as half-precision numbers, which processors convert by themselves.
-// CHECKED: NaN codes give NaN; else something finite, and the caller looks for them.
-template <bool CHECKED = true>
-inline F16 e4m3_halves(const uint8_t* codes) {
-#if defined(PELAGOS_AVX512) || defined(PELAGOS_AVX2)
-    // The sign fills the upper half of a word, so that after the shift it is in place; bit 14 must not have it.
-    __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)codes));
-    __m256i half = _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(int16_t(0xbf80)));
-    if constexpr (CHECKED) {
-        __m256i size = _mm256_and_si256(half, _mm256_set1_epi16(0x3f80));
-        __m256i nan = _mm256_cmpeq_epi16(size, _mm256_set1_epi16(0x3f80));
-        half = _mm256_or_si256(half, _mm256_and_si256(nan, _mm256_set1_epi16(0x7e00)));
-    }
-#if defined(PELAGOS_AVX512)
-    return {_mm512_cvtph_ps(half)};
-#else
-    return {_mm256_cvtph_ps(_mm256_castsi256_si128(half)), _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))};
-#endif
-#else
-    return load_e4m3(codes) * set1(0x1p-8f);
-#endif
-}
-
 // 16 E2M1 codes from 8 bytes, the low half of a byte first; above a code's four bits there is anything.
 inline I16 fp4_codes(const uint8_t* pairs) {
 #if defined(PELAGOS_AVX512)

@@ -181,26 +181,30 @@ inline int store_e2m1_group(const float* x, int n, uint8_t* pairs) {  // n even;
     return byte;
 }
 
-// 16 E4M3 codes. The processor's own conversion of half-precision numbers does the work where there is one: moved to that
-// format's places a code is worth 2^-8 of its value.
-inline F16 decode_e4m3(const uint8_t* codes) {
+// 16 E4M3 codes, worth 2^-8 of their values: so much are they as half-precision numbers, which processors convert by themselves.
+// CHECKED: NaN codes give NaN; else something finite, and the caller looks for them.
+template <bool CHECKED = true>
+inline F16 e4m3_halves(const uint8_t* codes) {
 #if defined(PELAGOS_AVX512) || defined(PELAGOS_AVX2)
-    __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i*)codes));
-    __m256i moved = _mm256_slli_epi16(wide, 7);  // sign in bit 14, then exponent and mantissa
-    __m256i size = _mm256_and_si256(moved, _mm256_set1_epi16(0x3f80));
-    __m256i nan = _mm256_cmpeq_epi16(size, _mm256_set1_epi16(0x3f80));
-    __m256i half = _mm256_or_si256(_mm256_add_epi16(moved, _mm256_and_si256(moved, _mm256_set1_epi16(0x4000))),
-                                   _mm256_and_si256(nan, _mm256_set1_epi16(0x7e00)));
+    // The sign fills the upper half of a word, so that after the shift it is in place; bit 14 must not have it.
+    __m256i wide = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i*)codes));
+    __m256i half = _mm256_and_si256(_mm256_slli_epi16(wide, 7), _mm256_set1_epi16(int16_t(0xbf80)));
+    if constexpr (CHECKED) {
+        __m256i size = _mm256_and_si256(half, _mm256_set1_epi16(0x3f80));
+        __m256i nan = _mm256_cmpeq_epi16(size, _mm256_set1_epi16(0x3f80));
+        half = _mm256_or_si256(half, _mm256_and_si256(nan, _mm256_set1_epi16(0x7e00)));
+    }
 #if defined(PELAGOS_AVX512)
-    F16 value = {_mm512_cvtph_ps(half)};
+    return {_mm512_cvtph_ps(half)};
 #else
-    F16 value = {_mm256_cvtph_ps(_mm256_castsi256_si128(half)), _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))};
+    return {_mm256_cvtph_ps(_mm256_castsi256_si128(half)), _mm256_cvtph_ps(_mm256_extracti128_si256(half, 1))};
 #endif
-    return value * set1(256.0f);
 #else
-    return load_e4m3(codes);
+    return load_e4m3(codes) * set1(0x1p-8f);
 #endif
 }
+
+inline F16 decode_e4m3(const uint8_t* codes) { return e4m3_halves(codes) * set1(256.0f); }
 
 inline void load_e4m3_group(const uint8_t* codes, int n, float scale, float* x) {
     each_vector(n, [&](int64_t i, auto part) {

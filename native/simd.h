@@ -286,10 +286,8 @@ inline float max(F16 a) {
 inline F16 zero() { return set1(0.0f); }
 inline F16 abs(F16 a) { return from_bits(bits(a) & set1i(0x7fffffff)); }
 
-// e^x, within 2 units of the last place; 0 below -87.33 (no subnormal results), infinity above 88.72.
-inline F16 exp(F16 x) {
-    F16 n = nearest(x * set1(1.44269504088896341f));
-    n = min(max(n, set1(-127.0f)), set1(128.0f));
+// e^(x - n ln 2), for n the whole number nearest to x / ln 2.
+inline F16 exp_rest(F16 x, F16 n) {
     F16 r = fma(n, set1(-0.693359375f), x);
     r = fma(n, set1(2.12194440e-4f), r);
     F16 p = set1(1.9875691500e-4f);
@@ -298,7 +296,14 @@ inline F16 exp(F16 x) {
     p = fma(p, r, set1(4.1665795894e-2f));
     p = fma(p, r, set1(1.6666665459e-1f));
     p = fma(p, r, set1(5.0000001201e-1f));
-    p = fma(p, r * r, r + set1(1.0f));
+    return fma(p, r * r, r + set1(1.0f));
+}
+
+// e^x, within 2 units of the last place; 0 below -87.33 (no subnormal results), infinity above 88.72.
+inline F16 exp(F16 x) {
+    F16 n = nearest(x * set1(1.44269504088896341f));
+    n = min(max(n, set1(-127.0f)), set1(128.0f));
+    F16 p = exp_rest(x, n);
     // 2^n in two factors, so that n = 128 does not overflow before the product does.
     I16 whole = to_int(n), half = shift_right<1>(whole + set1i(256)) - set1i(128);
     F16 low = from_bits(shift_left<23>(half + set1i(127))), high = from_bits(shift_left<23>(whole - half + set1i(127)));
