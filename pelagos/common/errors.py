@@ -42,3 +42,11 @@ class ResourceError(PelagosError, RuntimeError):
     """The machine lacks what the work needs (memory, disk space, a device); nothing was changed."""
 
     exit_code = 1
+
+
+class OverloadedError(ResourceError):
+    """There is no room for a request now; the same request may succeed after ``retry_after`` seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after

@@ -8,7 +8,6 @@ chosen and fed back until one of these ends the output:
 - ``max_tokens``, or the longest sequence the model takes ("length").
 """
 
-import operator
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,11 +16,10 @@ from typing import TYPE_CHECKING, Literal
 from torch import Tensor
 
 from pelagos.common.errors import UsageError
-from pelagos.common.fields import show
 from pelagos.engine.params import SamplingParams
+from pelagos.engine.request import checked_prompt
 from pelagos.engine.sampler import History, Sampled, sample
 from pelagos.engine.stop import Decoder, TextStream
-from pelagos.model.config import ModelConfig
 
 if TYPE_CHECKING:
     from pelagos.model.transformer import AnyState, Model
@@ -129,7 +127,7 @@ def generate_stream(
     at the call itself, for a prompt that is empty, too long or not of this vocabulary, and for stop strings without a
     decoder.
     """
-    prompt = _checked_prompt(prompt_ids, model.config)
+    prompt = checked_prompt(prompt_ids, model.config.vocab_size, model.config.max_positions)
     if prefill_chunk < 1:
         raise UsageError(f"prefill_chunk must be a whole number of at least 1, got {prefill_chunk}")
     if params.stop and decoder is None:
@@ -193,21 +191,3 @@ def _prefill(
             logits = model.step(prompt[start:stop], state, num_logits=int(stop == len(prompt)))
         yield Progress(num_read=stop, num_prompt_tokens=len(prompt))
     return logits
-
-
-def _checked_prompt(prompt_ids: Sequence[int], config: ModelConfig) -> list[int]:
-    if len(prompt_ids) == 0:
-        raise UsageError("the prompt must hold at least one token, got none")
-    if len(prompt_ids) > config.max_positions:
-        raise UsageError(f"the prompt has {len(prompt_ids)} tokens, the model takes at most {config.max_positions}")
-    for position, token_id in enumerate(prompt_ids):
-        try:
-            fits = 0 <= operator.index(token_id) < config.vocab_size
-        except TypeError:
-            fits = False
-        if not fits:
-            raise UsageError(
-                f"prompt token {position} must be a whole number from 0 to {config.vocab_size - 1}, "
-                f"got {show(token_id)}"
-            )
-    return [operator.index(token_id) for token_id in prompt_ids]
