@@ -6,7 +6,7 @@ reason of its own; the request ends when all have. This module needs no torch.
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pelagos.common.errors import UsageError
@@ -47,7 +47,7 @@ class Request:
     """
 
     prompt_ids: Sequence[int]
-    params: SamplingParams = SamplingParams()
+    params: SamplingParams = field(default_factory=SamplingParams)
     num_choices: int = setting(1, help="answers to the prompt", low=1, high=128)
     decoder: Callable[[], Decoder] | None = None
     constraint: Constraint | None = None
