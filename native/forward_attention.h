@@ -90,7 +90,8 @@ inline void close_windows(const Pass& p, const Layer& layer, const CompressorWei
     }
 }
 
-// The pairs of the open window, and first halves of the last closed one, into the sequence's memory.
+// The pairs of the last m tokens, which hold those of the open window also after some tokens were dropped again, and first halves of the
+// last closed window, into the sequence's memory.
 inline void keep_pairs(const CompressorWeights& c, int m, const SequenceStep& step, const float* values, const float* gates) {
     int64_t end = step.position + step.stop - step.start, closed = end / m;
     float* tail = reinterpret_cast<float*>(step.block + c.tail_at);
@@ -102,7 +103,7 @@ inline void keep_pairs(const CompressorWeights& c, int m, const SequenceStep& st
             std::memcpy(kept + (j * 2 + 1) * c.size, pair_of(gates, step, c, m, at, 1), c.size * sizeof(float));
         }
     }
-    for (int64_t at = std::max(closed * m, step.position); at < end; at++) {
+    for (int64_t at = std::max(end - m, step.position); at < end; at++) {
         std::memcpy(tail + at % m * 2 * c.pair_size, pair_of(values, step, c, m, at, 0), c.pair_size * sizeof(float));
         std::memcpy(tail + (at % m * 2 + 1) * c.pair_size, pair_of(gates, step, c, m, at, 1), c.pair_size * sizeof(float));
     }

@@ -19,7 +19,7 @@ from pelagos.model.compressor import Compressor
 from pelagos.model.config import ModelConfig
 from pelagos.model.mhc import StreamHead, StreamMixer
 from pelagos.model.mtp import MtpBlock
-from pelagos.model.native_state import CompressedPlace, LayerPlace, NativeState, RowFormat, StateLayout
+from pelagos.model.native_state import CompressedPlace, LayerPlace, RowFormat, SequenceMemory, StateLayout
 from pelagos.model.rope import rope_frequencies
 from pelagos.ops.cpu.indexer import MAX_SIZE
 from pelagos.ops.cpu.linear import NativeMatrix
@@ -64,7 +64,9 @@ class NativeForward:
         if model.mtp:
             self._set_draft(model.mtp[0])
 
-    def run(self, token_ids: Sequence[Tensor], states: Sequence[NativeState], num_logits: int | None) -> list[Tensor]:
+    def run(
+        self, token_ids: Sequence[Tensor], states: Sequence[SequenceMemory], num_logits: int | None
+    ) -> list[Tensor]:
         """Advance the states by their tokens; logits of the last ``num_logits`` tokens (None: all) of each sequence."""
         parts: list[list[Tensor]] = [[] for _ in states]
         for pieces in _passes([len(ids) for ids in token_ids]):
@@ -73,45 +75,54 @@ class NativeForward:
         empty = torch.empty(0, self._config.vocab_size)
         return [torch.cat(logits) if len(logits) > 1 else logits[0] if logits else empty for logits in parts]
 
-    def streams(self, token_ids: Tensor, state: NativeState) -> Tensor:
+    def streams(self, token_ids: Tensor, state: SequenceMemory) -> Tensor:
         """Advance one state; the residual streams [T, M, D] float32 of its tokens."""
         return torch.cat([self._pass([token_ids], [state], pieces) for pieces in _passes([len(token_ids)])])
 
-    def draft(self, streams: Tensor, next_ids: Tensor, state: NativeState) -> tuple[Tensor, Tensor]:
+    def draft(self, streams: Tensor, next_ids: Tensor, state: SequenceMemory) -> tuple[Tensor, Tensor]:
         """See ``Model.draft``."""
         streams = streams.float().clone(memory_format=torch.contiguous_format)
-        for pieces in _passes([len(next_ids)]):
-            (_, start, stop) = pieces[0]
-            self._run_pass([next_ids], [state], pieces, streams[start:stop], is_draft=True)
-        rows = torch.arange(len(next_ids), dtype=torch.int32)
-        return self._logits(streams, rows, is_draft=True), streams
+        for ((_, start, stop),) in _passes([len(next_ids)]):
+            self.advance(next_ids[start:stop].int(), [stop - start], [state], streams[start:stop], is_draft=True)
+        return self.output(streams, range(len(next_ids)), is_draft=True), streams
 
-    def _pass(self, token_ids: Sequence[Tensor], states: Sequence[NativeState], pieces: "list[Piece]") -> Tensor:
-        num_tokens = sum(stop - start for _, start, stop in pieces)
-        streams = torch.empty(num_tokens, self._config.num_streams, self._config.hidden_size)
-        self._run_pass(token_ids, states, pieces, streams, is_draft=False)
-        return streams
-
-    def _run_pass(
+    def advance(
         self,
-        token_ids: Sequence[Tensor],
-        states: Sequence[NativeState],
-        pieces: "list[Piece]",
+        token_ids: Tensor,
+        lengths: Sequence[int],
+        states: Sequence[SequenceMemory],
         streams: Tensor,
         *,
-        is_draft: bool,
+        is_draft: bool = False,
     ) -> None:
+        """One native call: the next ``lengths[i]`` tokens of each state, all in ``token_ids`` int32 one behind another,
+        at most MAX_BATCH_TOKENS and not checked. ``streams`` [T, M, D] float32: out; of a draft in and out."""
         steps, begin = [], 0
-        for i, start, stop in pieces:
-            state, end = states[i], begin + stop - start
-            state.reserve(state.num_tokens + stop - start)
-            steps.append((begin, end, state.num_tokens, 0, state.block.data_ptr(), state.memory.data_ptr()))
-            begin = end
-        flat = torch.cat([token_ids[i][start:stop] for i, start, stop in pieces]).to(torch.int32)
+        for length, state in zip(lengths, states, strict=True):
+            state.reserve(state.num_tokens + length)
+            steps.append((begin, begin + length, state.num_tokens, *state.addresses()))
+            begin += length
         table = torch.tensor(steps, dtype=torch.int64)
-        self._forward.forward(is_draft, flat.data_ptr(), len(flat), table.data_ptr(), len(steps), streams.data_ptr())
-        for i, start, stop in pieces:
-            states[i].num_tokens += stop - start
+        self._forward.forward(is_draft, token_ids.data_ptr(), begin, table.data_ptr(), len(steps), streams.data_ptr())
+        for length, state in zip(lengths, states, strict=True):
+            state.num_tokens += length
+
+    def new_streams(self, num_tokens: int) -> Tensor:
+        """Room for the streams of a call, [T, M, D] float32."""
+        return torch.empty(num_tokens, self._config.num_streams, self._config.hidden_size)
+
+    def output(self, streams: Tensor, rows: Sequence[int], *, is_draft: bool = False) -> Tensor:
+        """Logits [N, V] float32 behind these rows of ``streams``."""
+        numbers = torch.tensor(rows, dtype=torch.int32)
+        logits = torch.empty(len(rows), self._config.vocab_size)
+        self._forward.output(is_draft, streams.data_ptr(), numbers.data_ptr(), len(rows), logits.data_ptr())
+        return logits
+
+    def _pass(self, token_ids: Sequence[Tensor], states: Sequence[SequenceMemory], pieces: "list[Piece]") -> Tensor:
+        flat = torch.cat([token_ids[i][start:stop] for i, start, stop in pieces]).int()
+        streams = self.new_streams(len(flat))
+        self.advance(flat, [stop - start for _, start, stop in pieces], [states[i] for i, _, _ in pieces], streams)
+        return streams
 
     def _append_logits(
         self,
@@ -131,14 +142,9 @@ class NativeForward:
                 counts.append((i, stop - first))
             begin += stop - start
         if rows:
-            logits = self._logits(streams, torch.tensor(rows, dtype=torch.int32), is_draft=False)
+            logits = self.output(streams, rows)
             for (i, _), part in zip(counts, torch.split(logits, [count for _, count in counts]), strict=True):
                 parts[i].append(part)
-
-    def _logits(self, streams: Tensor, rows: Tensor, *, is_draft: bool) -> Tensor:
-        logits = torch.empty(len(rows), self._config.vocab_size)
-        self._forward.output(is_draft, streams.data_ptr(), rows.data_ptr(), len(rows), logits.data_ptr())
-        return logits
 
     def _set_shape(self, model: "Model") -> None:
         config, shape = self._config, self._forward.shape

@@ -8,6 +8,7 @@ activations, so nothing is lost by keeping them. The declaration of shapes is ``
     rows    layer l, page p: [128 / m, row bytes]
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -61,6 +62,11 @@ class LayerPlace:
     num_window_rows: int
     rows: CompressedPlace | None
     index: CompressedPlace | None
+
+    @property
+    def parts(self) -> list[CompressedPlace]:
+        """Those of attention and of the indexer, as far as the layer has them."""
+        return [part for part in (self.rows, self.index) if part is not None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,26 +140,47 @@ def _plain_format(config: ModelConfig, size: int) -> RowFormat:
     return RowFormat(kind=FLOAT32_ROWS, size=size, num_rope=0, bytes=4 * size)
 
 
-class NativeState:
+class SequenceMemory(ABC):
+    """Where the native forward pass finds one sequence. ``num_tokens``: how many tokens it holds."""
+
+    num_tokens: int
+
+    @abstractmethod
+    def reserve(self, num_tokens: int) -> None:
+        """Make room for the rows of ``num_tokens`` tokens in all."""
+
+    @property
+    @abstractmethod
+    def num_bytes(self) -> int:
+        """Bytes of what is kept."""
+
+    @abstractmethod
+    def addresses(self) -> tuple[int, int, int]:
+        """Of page numbers, int32 (0: pages are 0, 1, 2, ...); of the block; of arenas and bytes of a page per layer."""
+
+
+class NativeState(SequenceMemory):
     """One sequence with memory of its own: the block, and per layer arenas of pages that grow by doubling."""
 
     def __init__(self, layout: StateLayout) -> None:
         self.layout, self.num_tokens = layout, 0
         self.block = torch.zeros(layout.block_bytes, dtype=torch.uint8)
-        self._arenas = [[torch.empty(0, dtype=torch.uint8) for _ in _parts(place)] for place in layout.layers]
+        self._arenas = [[torch.empty(0, dtype=torch.uint8) for _ in place.parts] for place in layout.layers]
         self._num_pages = 0
         # Per layer: address of rows, bytes of a page, and the same of index rows; the native code's LayerMemory.
         self.memory = torch.zeros(len(layout.layers), 4, dtype=torch.int64)
 
+    def addresses(self) -> tuple[int, int, int]:
+        return 0, self.block.data_ptr(), self.memory.data_ptr()
+
     def reserve(self, num_tokens: int) -> None:
-        """Make room for the rows of ``num_tokens`` tokens in all."""
         needed = -(-num_tokens // PAGE_TOKENS)
         if needed > self._num_pages:
             self._resize(max(needed, 2 * self._num_pages))
 
     def _resize(self, num_pages: int) -> None:
         for number, (place, arenas) in enumerate(zip(self.layout.layers, self._arenas, strict=True)):
-            for part, compressed in enumerate(_parts(place)):
+            for part, compressed in enumerate(place.parts):
                 grown = torch.empty(num_pages * compressed.page_bytes, dtype=torch.uint8)
                 grown[: arenas[part].numel()] = arenas[part][: grown.numel()]
                 arenas[part] = grown
@@ -165,7 +192,7 @@ class NativeState:
     def num_bytes(self) -> int:
         """Bytes of what is kept, growth reserve not counted."""
         pages = -(-self.num_tokens // PAGE_TOKENS)
-        row_bytes = sum(part.page_bytes for place in self.layout.layers for part in _parts(place))
+        row_bytes = sum(part.page_bytes for place in self.layout.layers for part in place.parts)
         return self.layout.block_bytes + pages * row_bytes
 
     def same_as(self, other: "NativeState") -> bool:
@@ -180,7 +207,7 @@ class NativeState:
         for place, arenas in zip(self.layout.layers, self._arenas, strict=True):
             num_window = min(self.num_tokens, place.num_window_rows)
             parts.append(self.block[place.window_at :][: num_window * place.window_row.bytes])
-            for part, arena in zip(_parts(place), arenas, strict=True):
+            for part, arena in zip(place.parts, arenas, strict=True):
                 num_open, num_rows = self.num_tokens % part.ratio, self.num_tokens // part.ratio
                 parts.append(self.block[part.tail_at :][: num_open * part.pair_bytes])
                 parts.append(self.block[part.overlap_at :][: part.overlap_bytes if num_rows else 0])
@@ -197,7 +224,3 @@ class NativeState:
         if pages:
             other._resize(pages)
         return other
-
-
-def _parts(place: LayerPlace) -> list[CompressedPlace]:
-    return [part for part in (place.rows, place.index) if part is not None]

@@ -24,7 +24,7 @@ from pelagos.model.config import ModelConfig
 from pelagos.model.layers import Embedding, Linear, Norm
 from pelagos.model.mhc import StreamHead
 from pelagos.model.mtp import MtpBlock
-from pelagos.model.native_state import NativeState
+from pelagos.model.native_state import NativeState, SequenceMemory
 from pelagos.model.sequences import Segment, Sequences
 from pelagos.model.state import State
 from pelagos.ops.dispatch import Ops, Wanted, reference_ops
@@ -32,7 +32,7 @@ from pelagos.ops.dispatch import Ops, Wanted, reference_ops
 if TYPE_CHECKING:
     from pelagos.model.native import NativeForward
 
-AnyState = State | NativeState
+AnyState = State | SequenceMemory
 
 
 class Model(nn.Module):
@@ -209,8 +209,8 @@ class Model(nn.Module):
         return ids.long()
 
 
-def _native(states: Sequence[AnyState]) -> list[NativeState]:
-    fitting = [state for state in states if isinstance(state, NativeState)]
+def _native(states: Sequence[AnyState]) -> list[SequenceMemory]:
+    fitting = [state for state in states if isinstance(state, SequenceMemory)]
     if len(fitting) != len(states):
         raise UsageError("a state made before use_native does not fit: make it with new_state again")
     return fitting

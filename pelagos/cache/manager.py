@@ -1,0 +1,165 @@
+"""The cache as the scheduler sees it: open a sequence, file its pages, fork it, close it.
+
+A sequence is opened only if it can be finished: the pages that it may come to need are reserved, among those that are
+free or could be evicted. So no step of the engine ever lacks a page.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from pelagos.cache.layout import CacheLayout
+from pelagos.cache.policy import MEMORY_SHARE, RestartPolicy
+from pelagos.cache.pool import PagePool
+from pelagos.cache.prefix import Match, Node, PrefixTree, Tail
+from pelagos.cache.timeline import Timeline
+from pelagos.model.config import PAGE_TOKENS
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheStats:
+    """Pages and bytes of the device's part of the cache. In use: by running sequences; kept: beside those."""
+
+    num_pages: int
+    num_pages_used: int
+    num_pages_kept: int
+    num_pages_reserved: int
+    page_bytes: int
+    restart_bytes: int
+    num_evicted: int
+
+
+class CacheManager:
+    def __init__(self, layout: CacheLayout, num_bytes: int, fingerprint: bytes) -> None:
+        """Raises ResourceError if ``num_bytes`` hold no page."""
+        self.layout, self.policy = layout, RestartPolicy.of(layout)
+        self._restart_limit = int(MEMORY_SHARE * num_bytes)
+        self.pool = PagePool(layout, (num_bytes - self._restart_limit) // max(1, layout.page_bytes))
+        self.tree = PrefixTree(self.pool, fingerprint)
+        self._open: set[Timeline] = set()
+
+    def match(self, namespace: str, ids: np.ndarray) -> Match:
+        """What is known of a prompt (int32)."""
+        return self.tree.match(namespace, ids)
+
+    def most_tokens(self) -> int:
+        """The longest sequence that could be opened in an empty cache."""
+        return self.pool.num_pages * PAGE_TOKENS
+
+    @property
+    def num_reserved(self) -> int:
+        """Pages that open sequences may still come to need."""
+        return sum(timeline.num_reserved for timeline in self._open)
+
+    def open(self, match: Match, num_pages: int) -> Timeline | None:
+        """A sequence that goes on from ``match`` and comes to need ``num_pages`` pages behind the tree's, or None if
+        they are not to be had now."""
+        place = match.place
+        leaf = place.parent if isinstance(place, Tail) else place
+        self.tree.use(leaf)
+        room = self.pool.num_free + self.tree.num_evictable - self.num_reserved
+        if isinstance(place, Tail):
+            room -= 1  # its page must outlive the copy
+        if num_pages > room:
+            self.tree.leave(leaf)
+            return None
+        timeline = Timeline(self.pool, leaf, leaf.path(), num_pages)
+        self._open.add(timeline)
+        if isinstance(place, Tail):
+            restart, page = place.restart, self._page_beside(timeline, place)
+            timeline.append(page)
+            timeline.load(restart, place.num_tokens)
+        elif place.restart is not None:
+            timeline.load(place.restart, place.num_tokens)
+        return timeline
+
+    def _page_beside(self, timeline: Timeline, tail: Tail) -> int:
+        """A page of the timeline's own with the rows of ``tail``."""
+        while self.pool.num_free == 0:
+            if not self.tree.evict(1, spare=tail):
+                raise AssertionError("pages are counted before a sequence is opened")
+        page = self.pool.allocate()
+        timeline.num_reserved -= 1
+        self.pool.copy(tail.page, page)
+        return page
+
+    def file(self, timeline: Timeline, ids: np.ndarray, num_prompt_tokens: int, wanted: Iterable[int] = ()) -> None:
+        """Hand pages that are full to the tree, and leave a restart point where one belongs. ``ids``: int32, all tokens
+        of the sequence; no token may be rewound after it was filed."""
+        while (timeline.num_filed + 1) * PAGE_TOKENS <= timeline.num_tokens:
+            number = timeline.num_filed
+            tokens = ids[number * PAGE_TOKENS : (number + 1) * PAGE_TOKENS].tobytes()
+            node = self.tree.add(timeline.leaf, tokens, int(timeline.table[number]))
+            timeline.table[number] = node.page
+            self._move(timeline, node)
+        position = timeline.num_tokens
+        is_border = position > 0 and position % PAGE_TOKENS == 0
+        if is_border and self.policy.is_stop(position, num_prompt_tokens, wanted):
+            self._put_restart(timeline)
+
+    def _move(self, timeline: Timeline, node: Node) -> None:
+        old, timeline.leaf = timeline.leaf, node
+        timeline.num_filed += 1
+        self.tree.move(old, node)
+
+    def _put_restart(self, timeline: Timeline) -> None:
+        if timeline.leaf.restart is None:
+            self.tree.put_restart(timeline.leaf, timeline.save())
+            self.tree.evict_restarts(self._restart_limit)
+
+    def fork(self, timeline: Timeline, num_pages: int) -> Timeline:
+        """A second sequence with the same tokens, which takes ``num_pages`` pages of what the first one reserved."""
+        assert timeline.num_reserved >= num_pages
+        path = timeline.table[: timeline.num_filed].tolist()
+        self.tree.use(timeline.leaf)
+        other = Timeline(self.pool, timeline.leaf, path, num_pages)
+        timeline.num_reserved -= num_pages
+        self._open.add(other)
+        for page in timeline.own_pages:
+            other.append(self.pool.allocate())
+            other.num_reserved -= 1
+            self.pool.copy(page, int(other.table[other.num_pages - 1]))
+        other.block[:] = timeline.block
+        other.num_tokens, other.draft.num_tokens = timeline.num_tokens, timeline.draft.num_tokens
+        return other
+
+    def close(self, timeline: Timeline, ids: np.ndarray, *, keep: bool = True) -> None:
+        """End a sequence. With ``keep`` its tokens stay known, and others can go on from its last one."""
+        if keep and timeline.num_tokens:
+            self.file(timeline, ids, timeline.num_tokens)
+            if timeline.num_tokens == timeline.leaf.num_tokens:
+                self._put_restart(timeline)
+            else:
+                self._put_tail(timeline, ids)
+        for page in timeline.own_pages:
+            self.pool.release(page)
+        timeline.num_pages = timeline.num_filed
+        self._open.remove(timeline)
+        timeline.num_reserved = 0
+        self.tree.leave(timeline.leaf)
+
+    def _put_tail(self, timeline: Timeline, ids: np.ndarray) -> None:
+        page, *rest = timeline.own_pages
+        tokens = ids[timeline.num_filed * PAGE_TOKENS : timeline.num_tokens].tobytes()
+        self.tree.put_tail(timeline.leaf, tokens, page, timeline.save())
+        timeline.table[timeline.num_filed : timeline.num_filed + len(rest)] = rest
+        timeline.num_pages -= 1
+        self.tree.evict_restarts(self._restart_limit)
+
+    def stats(self) -> CacheStats:
+        """Pages and bytes now."""
+        return CacheStats(
+            num_pages=self.pool.num_pages,
+            num_pages_used=self.pool.num_used - self.tree.num_evictable,
+            num_pages_kept=self.tree.num_evictable,
+            num_pages_reserved=self.num_reserved,
+            page_bytes=self.layout.page_bytes,
+            restart_bytes=self.tree.restart_bytes,
+            num_evicted=self.tree.num_evicted,
+        )
+
+    def check_integrity(self) -> None:
+        """AssertionError if a page is lost, owned twice, or used after its release."""
+        own = [page for timeline in self._open for page in timeline.own_pages]
+        self.pool.check_integrity(self.tree.check_integrity() + own)
