@@ -102,6 +102,16 @@ class Timeline(SequenceMemory):
     def _spans(self, num_tokens: int) -> tuple[Span, ...]:
         return self.layout.boundary if num_tokens % PAGE_TOKENS == 0 else ((0, self.layout.block_bytes),)
 
+    def save_draft(self) -> np.ndarray:
+        """The multi-token-prediction block's window, for ``load_draft`` at the same number of the timeline's tokens."""
+        self._draft_tokens = self.draft.num_tokens
+        return self.block[self.layout.main.block_bytes :].copy()
+
+    def load_draft(self, saved: np.ndarray) -> None:
+        """Undo what the block read since ``save_draft``."""
+        self.block[self.layout.main.block_bytes :] = saved
+        self.draft.num_tokens = self._draft_tokens
+
     def mark(self) -> None:
         """Remember this place: the next call may read up to MAX_REWIND tokens too many."""
         self._undo = (self.num_tokens, self.block.copy())

@@ -7,9 +7,10 @@ takes that for a call anywhere in an answer, so it begins the grammar in reasoni
 
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor
 
-from pelagos.chat.grammar import Grammar, Matcher, ToolCalls
+from pelagos.chat.grammar import Grammar, Matcher, ToolCalls, num_mask_words, unpack_mask
 from pelagos.chat.tokenizer import THINK_END
 from pelagos.common.errors import TokenizerError
 
@@ -72,6 +73,12 @@ class ConstraintState:
         else:
             return False
         return True
+
+    def mask(self, size: int) -> Tensor | None:
+        """The mask of the next token as bool [size], for a model with ``size`` token ids; None: every token may
+        follow."""
+        packed = torch.zeros(num_mask_words(max(size, self._grammar.tokenizer.vocab_size)), dtype=torch.int32)
+        return unpack_mask(packed, size) if self.fill_mask(packed) else None
 
     def forced(self) -> list[int]:
         """The tokens that must follow, as ``Matcher.forced`` gives them; none while the answer is free."""

@@ -4,10 +4,12 @@ import secrets
 from dataclasses import dataclass, replace
 
 from pelagos.common.errors import ConfigError
-from pelagos.common.fields import check_fields, setting
+from pelagos.common.fields import check_fields, check_value, setting
 
 MAX_STOPS = 16
 MAX_STOP_CHARS = 1024
+MAX_BIASES = 1024
+MAX_BIAS = 100.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,8 @@ class SamplingParams:
     stop: tuple[str, ...] = setting((), help="texts that end the output, at most 16; the output is cut before them")
     stop_ids: tuple[int, ...] = setting((), help="token ids that end the output, beside the model's end tokens")
     logprobs: int | None = setting(None, help="report this many likeliest tokens at each place", low=0, high=20)
+    logit_bias: tuple[tuple[int, float], ...] = setting((), help="(token id, what is added to its logit), at most 1024")
+    allowed_ids: tuple[int, ...] | None = setting(None, help="token ids that may be chosen; None: all")
     ignore_eos: bool = setting(False, help="go on after the model's end tokens")
 
     def __post_init__(self) -> None:
@@ -40,6 +44,32 @@ class SamplingParams:
             raise ConfigError(f"stop must be at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARS} characters")
         if not isinstance(self.stop_ids, tuple) or not all(type(i) is int and i >= 0 for i in self.stop_ids):
             raise ConfigError("stop_ids must be token ids, whole numbers of at least 0")
+
+        self._check_biases()
+
+    def _check_biases(self) -> None:
+        biases, allowed = self.logit_bias, self.allowed_ids
+        if not isinstance(biases, tuple) or len(biases) > MAX_BIASES:
+            raise ConfigError(f"logit_bias must have at most {MAX_BIASES} entries")
+        for token_id, value in biases:
+            check_value("a token id of logit_bias", token_id, int, low=0)
+            check_value(f"logit_bias of token {token_id}", value, float, low=-MAX_BIAS, high=MAX_BIAS)
+        if allowed is not None and (not isinstance(allowed, tuple) or not allowed):
+            raise ConfigError("allowed_ids must have at least one token id")
+        if allowed is not None and not all(type(i) is int and i >= 0 for i in allowed):
+            raise ConfigError("allowed_ids must be token ids, whole numbers of at least 0")
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Raise ConfigError for token ids that a vocabulary of this size does not have."""
+        for name, ids in (("logit_bias", [i for i, _ in self.logit_bias]), ("allowed_ids", self.allowed_ids or ())):
+            if ids and max(ids) >= vocab_size:
+                raise ConfigError(f"{name} must have token ids from 0 to {vocab_size - 1}, got {max(ids)}")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the next token is that of the largest logit, whatever came before, with nothing to report."""
+        untouched = not self.logit_bias and self.allowed_ids is None and self.logprobs is None
+        return self.temperature == 0 and untouched and not self.uses_history
 
     @property
     def uses_history(self) -> bool:

@@ -7,7 +7,7 @@ reason of its own; the request ends when all have. This module needs no torch.
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from pelagos.common.errors import UsageError
 from pelagos.common.fields import check_fields, setting, show
@@ -15,6 +15,8 @@ from pelagos.engine.params import SamplingParams
 from pelagos.engine.stop import Decoder
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from pelagos.engine.sampler import Sampled
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
@@ -29,7 +31,7 @@ class Constraint(Protocol):
 
     def observe(self, token_id: int) -> None: ...
 
-    def fill_mask(self, out: Any) -> bool: ...
+    def mask(self, size: int) -> "Tensor | None": ...
 
     def forced(self) -> list[int]: ...
 
