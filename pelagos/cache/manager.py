@@ -45,7 +45,7 @@ class CacheManager:
 
     def most_tokens(self) -> int:
         """The longest sequence that could be opened in an empty cache."""
-        return self.pool.num_pages * PAGE_TOKENS
+        return (self.pool.num_pages - 1) * PAGE_TOKENS
 
     @property
     def num_reserved(self) -> int:
@@ -146,6 +146,10 @@ class CacheManager:
         timeline.table[timeline.num_filed : timeline.num_filed + len(rest)] = rest
         timeline.num_pages -= 1
         self.tree.evict_restarts(self._restart_limit)
+
+    def clear(self) -> None:
+        """Give up everything that no sequence uses."""
+        self.tree.evict(self.pool.num_pages)
 
     def stats(self) -> CacheStats:
         """Pages and bytes now."""

@@ -338,7 +338,8 @@ class Engine:
             on_event=on_event,
             added=time.monotonic(),
         )
-        if self.scheduler.num_pages(job, 0) > self.cache.pool.num_pages:
+        # One page more than it needs must be there: a page that it goes on from is copied.
+        if self.scheduler.num_pages(job, 0) >= self.cache.pool.num_pages:
             raise UsageError(
                 f"the request may come to {len(prompt) + job.max_tokens} tokens in {request.num_choices} answers, and "
                 f"the cache holds {self.cache.most_tokens()}: shorten it, lower max_tokens, or enlarge the cache"
