@@ -14,15 +14,17 @@ namespace {
 
 #if defined(PELAGOS_AVX512)
 constexpr int MANY = 6, WIDE = 4;  // rows of x, rows of w of the blocked kernel: 24 of 32 registers are sums
-constexpr int VECTOR_ROWS[5] = {0, 8, 8, 4, 4};
+constexpr int FEW = 8;             // rows of x up to which codes are decoded in registers
+constexpr int VECTOR_ROWS[FEW + 1] = {0, 8, 8, 4, 4, 3, 3, 2, 2};  // of w, by rows of x
 #elif defined(PELAGOS_AVX2)
 constexpr int MANY = 3, WIDE = 2;  // a vector is two registers: 12 of 16 are sums
-constexpr int VECTOR_ROWS[5] = {0, 4, 2, 2, 1};
+constexpr int FEW = 4;
+constexpr int VECTOR_ROWS[FEW + 1] = {0, 4, 2, 2, 1};
 #else
 constexpr int MANY = 4, WIDE = 2;
-constexpr int VECTOR_ROWS[5] = {0, 4, 2, 2, 1};
+constexpr int FEW = 4;
+constexpr int VECTOR_ROWS[FEW + 1] = {0, 4, 2, 2, 1};
 #endif
-constexpr int FEW = 4;            // rows of x up to which codes are decoded in registers
 constexpr int VECTOR_BLOCK = 8;   // rows of w that one thread takes at a time, with few rows of x
 constexpr int ROW_BLOCK = 32, COLUMN_BLOCK = 512, TOKEN_BLOCK = 60;  // of the blocked kernel: 64 KB of weights, 120 KB of x, 120 KB of sums
 
@@ -121,14 +123,11 @@ void multiply_vectors(const Product& job, int64_t begin, int64_t end) {
     for (; n < end; n++) multiply_codes<F, 1, T>(job, n);
 }
 
-template <Format F>
+template <Format F, int T = 1>
 void multiply_few(const Product& job, int64_t begin, int64_t end) {
-    switch (job.num_rows) {
-        case 1: return multiply_vectors<F, 1>(job, begin, end);
-        case 2: return multiply_vectors<F, 2>(job, begin, end);
-        case 3: return multiply_vectors<F, 3>(job, begin, end);
-        default: return multiply_vectors<F, 4>(job, begin, end);
-    }
+    if constexpr (T < FEW)
+        if (job.num_rows > T) return multiply_few<F, T + 1>(job, begin, end);
+    multiply_vectors<F, T>(job, begin, end);
 }
 
 void few_rows(const Product& job, int64_t begin, int64_t end) {
