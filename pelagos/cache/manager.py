@@ -1,11 +1,16 @@
-"""The cache as the scheduler sees it: open a sequence, file its pages, fork it, close it.
+"""The cache as the engine sees it: open a sequence, file its pages, fork it, close it.
+
+``Cache`` is the contract. ``PagedCache`` keeps sequences of the native forward pass; ``plain.PlainCache`` those of the
+reference ops.
 
 A sequence is opened only if it can be finished: the pages that it may come to need are reserved, among those that are
 free or could be evicted. So no step of the engine ever lacks a page.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,22 +35,81 @@ class CacheStats:
     num_evicted: int
 
 
-class CacheManager:
+class KnownPrefix(Protocol):
+    """What a cache found of a prompt. ``num_tokens``: from where it can go on; ``num_known``: tokens whose rows are
+    there."""
+
+    @property
+    def num_tokens(self) -> int: ...
+
+    @property
+    def num_known(self) -> int: ...
+
+
+class Cache(ABC):
+    """What an engine asks of its cache. ``num_pages``: pages in all, of 128 tokens each.
+
+    What ``match`` and ``open`` return belongs to the cache that returned it; of a sequence others read ``num_tokens``,
+    how many tokens it has read.
+    """
+
+    policy: RestartPolicy
+    num_pages: int
+
+    @property
+    def most_tokens(self) -> int:
+        """The longest sequence that can be opened in an empty cache."""
+        return (self.num_pages - 1) * PAGE_TOKENS
+
+    @abstractmethod
+    def match(self, namespace: str, ids: np.ndarray) -> KnownPrefix:
+        """What is known of a prompt (int32)."""
+
+    @abstractmethod
+    def open(self, match: Any, num_pages: int) -> Any:
+        """A sequence that goes on from ``match`` and comes to need ``num_pages`` pages behind what it shares, or None
+        if they are not to be had now."""
+
+    @abstractmethod
+    def file(self, timeline: Any, ids: np.ndarray, num_prompt_tokens: int, wanted: Iterable[int] = ()) -> None:
+        """Make known what the sequence has read. ``ids``: int32, all its tokens; no token may be rewound after it was
+        filed."""
+
+    @abstractmethod
+    def fork(self, timeline: Any, num_pages: int) -> Any:
+        """A second sequence with the same tokens, which takes ``num_pages`` pages of what the first one reserved."""
+
+    @abstractmethod
+    def close(self, timeline: Any, ids: np.ndarray, *, keep: bool = True) -> None:
+        """End a sequence. With ``keep`` its tokens stay known, and others can go on from its last one."""
+
+    @abstractmethod
+    def clear(self) -> None:
+        """Give up everything that no sequence uses."""
+
+    @abstractmethod
+    def stats(self) -> CacheStats:
+        """Pages and bytes now."""
+
+    @abstractmethod
+    def check_integrity(self) -> None:
+        """AssertionError if a page is lost, owned twice, or used after its release."""
+
+
+class PagedCache(Cache):
+    """Sequences in a pool of pages, prefixes in a tree."""
+
     def __init__(self, layout: CacheLayout, num_bytes: int, fingerprint: bytes) -> None:
         """Raises ResourceError if ``num_bytes`` hold no page."""
         self.layout, self.policy = layout, RestartPolicy.of(layout)
         self._restart_limit = int(MEMORY_SHARE * num_bytes)
         self.pool = PagePool(layout, (num_bytes - self._restart_limit) // max(1, layout.page_bytes))
+        self.num_pages = self.pool.num_pages
         self.tree = PrefixTree(self.pool, fingerprint)
         self._open: set[Timeline] = set()
 
     def match(self, namespace: str, ids: np.ndarray) -> Match:
-        """What is known of a prompt (int32)."""
         return self.tree.match(namespace, ids)
-
-    def most_tokens(self) -> int:
-        """The longest sequence that could be opened in an empty cache."""
-        return (self.pool.num_pages - 1) * PAGE_TOKENS
 
     @property
     def num_reserved(self) -> int:
@@ -53,8 +117,6 @@ class CacheManager:
         return sum(timeline.num_reserved for timeline in self._open)
 
     def open(self, match: Match, num_pages: int) -> Timeline | None:
-        """A sequence that goes on from ``match`` and comes to need ``num_pages`` pages behind the tree's, or None if
-        they are not to be had now."""
         place = match.place
         leaf = place.parent if isinstance(place, Tail) else place
         self.tree.use(leaf)
@@ -85,8 +147,7 @@ class CacheManager:
         return page
 
     def file(self, timeline: Timeline, ids: np.ndarray, num_prompt_tokens: int, wanted: Iterable[int] = ()) -> None:
-        """Hand pages that are full to the tree, and leave a restart point where one belongs. ``ids``: int32, all tokens
-        of the sequence; no token may be rewound after it was filed."""
+        """Hand pages that are full to the tree, and leave a restart point where one belongs."""
         while (timeline.num_filed + 1) * PAGE_TOKENS <= timeline.num_tokens:
             number = timeline.num_filed
             tokens = ids[number * PAGE_TOKENS : (number + 1) * PAGE_TOKENS].tobytes()
@@ -109,7 +170,6 @@ class CacheManager:
             self.tree.evict_restarts(self._restart_limit)
 
     def fork(self, timeline: Timeline, num_pages: int) -> Timeline:
-        """A second sequence with the same tokens, which takes ``num_pages`` pages of what the first one reserved."""
         assert timeline.num_reserved >= num_pages
         path = timeline.table[: timeline.num_filed].tolist()
         self.tree.use(timeline.leaf)
@@ -125,7 +185,6 @@ class CacheManager:
         return other
 
     def close(self, timeline: Timeline, ids: np.ndarray, *, keep: bool = True) -> None:
-        """End a sequence. With ``keep`` its tokens stay known, and others can go on from its last one."""
         if keep and timeline.num_tokens:
             self.file(timeline, ids, timeline.num_tokens)
             if timeline.num_tokens == timeline.leaf.num_tokens:
@@ -148,11 +207,9 @@ class CacheManager:
         self.tree.evict_restarts(self._restart_limit)
 
     def clear(self) -> None:
-        """Give up everything that no sequence uses."""
         self.tree.evict(self.pool.num_pages)
 
     def stats(self) -> CacheStats:
-        """Pages and bytes now."""
         return CacheStats(
             num_pages=self.pool.num_pages,
             num_pages_used=self.pool.num_used - self.tree.num_evictable,
@@ -164,6 +221,5 @@ class CacheManager:
         )
 
     def check_integrity(self) -> None:
-        """AssertionError if a page is lost, owned twice, or used after its release."""
         own = [page for timeline in self._open for page in timeline.own_pages]
         self.pool.check_integrity(self.tree.check_integrity() + own)

@@ -53,6 +53,11 @@ COMMANDS = {
         function="bench_context_command",
         help="Measure recall over text length and depth.",
     ),
+    "bench offline": CommandPlace(
+        module="pelagos.cli.bench_offline",
+        function="bench_offline_command",
+        help="Measure the engine on many requests.",
+    ),
     "doctor": CommandPlace(
         module="pelagos.cli.doctor",
         function="doctor_command",

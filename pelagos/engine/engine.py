@@ -22,12 +22,11 @@ from collections.abc import Sequence as SequenceOf
 import numpy as np
 from torch import Tensor
 
-from pelagos.cache.layout import CacheLayout
-from pelagos.cache.manager import CacheManager
+from pelagos.cache.manager import Cache
 from pelagos.common.errors import OverloadedError, PelagosError, UsageError
 from pelagos.engine.choice import choose_tokens
 from pelagos.engine.config import EngineConfig
-from pelagos.engine.memory import cache_bytes, fingerprint
+from pelagos.engine.memory import make_cache
 from pelagos.engine.request import (
     Answer,
     Event,
@@ -38,7 +37,7 @@ from pelagos.engine.request import (
     Request,
     checked_prompt,
 )
-from pelagos.engine.runner import Runner
+from pelagos.engine.runner import NativeRunner, PlainRunner, Runner
 from pelagos.engine.scheduler import Scheduler
 from pelagos.engine.sequence import Batch, Job, Sequence
 from pelagos.engine.speculative import Drafter
@@ -50,13 +49,12 @@ _IDLE_SECONDS = 1.0
 
 
 class Engine:
-    """See above. Raises ResourceError if the model cannot run in it or the cache does not fit."""
+    """See above. Raises ResourceError if the cache does not fit."""
 
     def __init__(self, model: Model, config: EngineConfig | None = None) -> None:
         self.model, self.config = model, config or EngineConfig()
-        self.runner = Runner(model)
-        layout = CacheLayout.of(self.runner.native.layout, self.runner.native.draft_layout)
-        self.cache = CacheManager(layout, cache_bytes(self.config, layout), fingerprint(model))
+        self.runner: Runner = NativeRunner(model) if model.native else PlainRunner(model)
+        self.cache: Cache = make_cache(model, self.config)
         self.scheduler = Scheduler(self.config, self.cache, model.config.vocab_size)
         self.drafter = Drafter(model, self.config)
         self.counters = Counters()
@@ -339,10 +337,10 @@ class Engine:
             added=time.monotonic(),
         )
         # One page more than it needs must be there: a page that it goes on from is copied.
-        if self.scheduler.num_pages(job, 0) >= self.cache.pool.num_pages:
+        if self.scheduler.num_pages(job, 0) >= self.cache.num_pages:
             raise UsageError(
                 f"the request may come to {len(prompt) + job.max_tokens} tokens in {request.num_choices} answers, and "
-                f"the cache holds {self.cache.most_tokens()}: shorten it, lower max_tokens, or enlarge the cache"
+                f"the cache holds {self.cache.most_tokens}: shorten it, lower max_tokens, or enlarge the cache"
             )
         return job
 

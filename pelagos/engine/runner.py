@@ -1,29 +1,34 @@
-"""Runs a batch through the model: tokens in, logits out, timelines advanced."""
+"""Runs a batch through the model: tokens in, logits out, sequences advanced.
+
+``NativeRunner`` runs the native forward pass on sequences in pages, ``PlainRunner`` the reference ops on plain states.
+"""
+
+from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pelagos.common.errors import ResourceError
 from pelagos.engine.sequence import Batch, Piece
 from pelagos.model.native import MAX_BATCH_TOKENS
 from pelagos.model.transformer import Model
 
 
-class Runner:
+class Runner(ABC):
     """Owns the model's forward pass."""
 
+    @abstractmethod
+    def run(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        """The logits that the pieces ask for, one piece's behind another's, [N, V]; and for each piece the residual
+        streams [T, M, D] of its tokens, or none at all where nothing is drafted. All float32."""
+
+
+class NativeRunner(Runner):
     def __init__(self, model: Model) -> None:
-        if model.native is None:
-            raise ResourceError(
-                "the engine needs the native kernels, which this installation lacks or was told not to use: "
-                "pelagos doctor says why"
-            )
+        assert model.native is not None
         self.native, self._vocab_size = model.native, model.config.vocab_size
 
     def run(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """The logits that the pieces ask for, one piece's behind another's, [N, V]; and for each piece the residual
-        streams [T, M, D] of its tokens. Both float32."""
         logits: list[Tensor] = []
         streams: list[Tensor] = []
         for part in _passes(batch):
@@ -56,3 +61,21 @@ def _passes(batch: Batch) -> list[Batch]:
         passes[-1].append(piece)
         room -= len(piece.token_ids)
     return passes
+
+
+class PlainRunner(Runner):
+    def __init__(self, model: Model) -> None:
+        self._model = model
+
+    def run(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        ids = [torch.from_numpy(piece.token_ids.astype(np.int64)) for piece in batch]
+        states = [piece.sequence.timeline.state for piece in batch]
+        rows: dict[int, Tensor] = {}
+        for num_logits in (0, 1):
+            chosen = [i for i, piece in enumerate(batch) if piece.num_logits == num_logits]
+            if chosen:
+                parts = self._model.step_batch(
+                    [ids[i] for i in chosen], [states[i] for i in chosen], num_logits=num_logits
+                )
+                rows.update(zip(chosen, parts, strict=True))
+        return torch.cat([rows[i] for i in range(len(batch))]), []

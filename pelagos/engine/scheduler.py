@@ -12,15 +12,14 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pelagos.cache.manager import CacheManager
-from pelagos.cache.prefix import Match
+from pelagos.cache.manager import Cache, KnownPrefix
 from pelagos.engine.config import EngineConfig
 from pelagos.engine.sequence import Batch, Job, Piece, Sequence
 from pelagos.model.config import PAGE_TOKENS
 
 
 class Scheduler:
-    def __init__(self, config: EngineConfig, cache: CacheManager, vocab_size: int) -> None:
+    def __init__(self, config: EngineConfig, cache: Cache, vocab_size: int) -> None:
         self.config, self.cache, self._vocab_size = config, cache, vocab_size
         self.waiting: list[Job] = []
         self.running: list[Job] = []
@@ -93,7 +92,7 @@ class Scheduler:
         leader.stops.add(border)
         return True
 
-    def _leaders(self, job: Job, match: Match) -> Iterator[tuple[Job, int]]:
+    def _leaders(self, job: Job, match: KnownPrefix) -> Iterator[tuple[Job, int]]:
         for leader in self.running:
             if not leader.is_reading or leader.request.namespace != job.request.namespace or leader.is_paused:
                 continue
@@ -173,7 +172,7 @@ def _common(a: np.ndarray, b: np.ndarray) -> int:
     return int(different[0]) if len(different) else n
 
 
-def _explained(match: Match, num_prompt_tokens: int) -> str:
+def _explained(match: KnownPrefix, num_prompt_tokens: int) -> str:
     """Why as many tokens were found as were."""
     if match.num_known == 0:
         return "no earlier request began like this"

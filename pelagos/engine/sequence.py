@@ -5,10 +5,10 @@ prompt's end the other answers fork from it.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from pelagos.cache.timeline import Timeline
 from pelagos.engine.params import SamplingParams
 from pelagos.engine.request import Answer, Constraint, Finished, FinishReason, OnEvent, Request, Times, Tokens, Usage
 from pelagos.engine.sampler import History, Sampled
@@ -17,12 +17,12 @@ from pelagos.engine.stop import TextStream
 
 @dataclass(kw_only=True, eq=False)
 class Sequence:
-    """One answer. ``ids``: room for all its tokens, the prompt's first; the first ``num_ids`` are known, of which the
-    timeline has read ``timeline.num_tokens``. ``forced``: tokens that a grammar dictates, still to be handed out."""
+    """One answer. ``timeline``: what the engine's cache opened for it. ``ids``: room for all its tokens, the prompt's
+    first; the first ``num_ids`` are known, of which the timeline has read ``timeline.num_tokens``."""
 
     job: "Job"
     choice: int
-    timeline: Timeline
+    timeline: Any
     ids: np.ndarray
     num_ids: int
     constraint: Constraint | None
@@ -43,7 +43,7 @@ class Sequence:
     @property
     def is_reading(self) -> bool:
         """Whether the prompt is not read to its end."""
-        return self.timeline.num_tokens < self.job.num_prompt_tokens
+        return bool(self.timeline.num_tokens < self.job.num_prompt_tokens)
 
     def append(self, sampled: Sampled) -> None:
         """Take the next token of the answer, and find out whether it is the last."""
@@ -125,7 +125,7 @@ class Job:
     def is_reading(self) -> bool:
         return bool(self.sequences) and self.sequences[0].is_reading
 
-    def new_sequence(self, choice: int, timeline: Timeline, vocab_size: int) -> Sequence:
+    def new_sequence(self, choice: int, timeline: Any, vocab_size: int) -> Sequence:
         ids = np.zeros(self.num_prompt_tokens + self.max_tokens, dtype=np.int32)
         ids[: self.num_prompt_tokens] = self.prompt
         make = self.request.decoder

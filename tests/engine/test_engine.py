@@ -107,7 +107,7 @@ def test_users_take_turns(model: Model) -> None:
 
 def test_a_big_request_is_not_passed_over_for_ever(model: Model) -> None:
     engine, finished = Engine(model, EngineConfig(cache_bytes=1_000_000)), list[str]()
-    pages = engine.cache.pool.num_pages
+    pages = engine.cache.num_pages
     big = request(500, 10, (pages - 2) * 128)
     small = [request(seed, 10, 300) for seed in range(30)]
     for number, one in enumerate([*small[:5], big, *small[5:]]):
@@ -276,7 +276,7 @@ def test_random_adds_aborts_and_steps_leave_the_pool_whole(model: Model, seed: i
     engine.cache.check_integrity()
     assert stats.cache.num_pages_used == stats.cache.num_pages_reserved == 0
     engine.cache.clear()
-    assert engine.cache.pool.num_used == engine.cache.stats().restart_bytes == 0
+    assert engine.cache.stats().num_pages_kept == engine.cache.stats().restart_bytes == 0
     engine.cache.check_integrity()
 
 
