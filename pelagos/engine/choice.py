@@ -6,6 +6,7 @@ chosen. Guesses thus change which tokens are read at once, and no token.
 
 from collections.abc import Iterator
 
+import numpy as np
 from torch import Tensor
 
 from pelagos.common.errors import PelagosError
@@ -18,8 +19,10 @@ def choose_tokens(batch: Batch, logits: Tensor) -> Iterator[tuple[Sequence, str 
     something did. ``logits``: [N, V], one piece's rows behind another's. Guesses that were wrong are rewound."""
     if not len(logits):
         return
-    best = logits.argmax(dim=-1)  # documented to return the first of equal entries
-    is_finite = logits.gather(1, best.unsqueeze(1)).squeeze(1).isfinite().tolist()
+    # Not torch's argmax: its threads and those of the native kernels would wait for the same cores.
+    rows_of_numbers = logits.numpy()
+    best = rows_of_numbers.argmax(axis=1)  # documented to return the first of equal entries
+    is_finite = np.isfinite(rows_of_numbers[np.arange(len(best)), best]).tolist()
     greedy = best.tolist()
     row = 0
     for piece in batch:

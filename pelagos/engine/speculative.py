@@ -119,7 +119,7 @@ class Drafter:
         assert self._native is not None
         states = [sequence.timeline.draft for sequence in sequences]
         self._native.advance(torch.from_numpy(ids), lengths, states, streams, is_draft=True)
-        guesses: list[int] = self._native.output(streams, rows, is_draft=True).argmax(-1).tolist()
+        guesses: list[int] = self._native.output(streams, rows, is_draft=True).numpy().argmax(axis=1).tolist()
         return guesses
 
     def note(self, batch: Batch, num_tokens: int, seconds: float) -> None:
