@@ -73,7 +73,12 @@ inline void close_window(const Pass& p, const Layer& layer, const CompressorWeig
     int half = p.shape.rope_dim / 2;
     rotation(number * m, p.shape.frequencies[layer.rotation], half, cos, sin);
     rotate(row + c.size - 2 * half, cos, sin, half, false, p.shape.bf16);
-    if (p.shape.rounds && is_index) round_index(row, c.size, p.shape.bf16);
+    if (p.shape.rounds) {  // before the row is stored, so that its bits do not depend on the format that it lies in
+        if (is_index)
+            round_index(row, c.size, p.shape.bf16);
+        else
+            round_row(row, c.size, p.shape.rope_dim);
+    }
     store_row(c.layout, row, const_cast<uint8_t*>(rows.row(number)));
 }
 

@@ -19,7 +19,15 @@ from pelagos.model.compressor import Compressor
 from pelagos.model.config import ModelConfig
 from pelagos.model.mhc import StreamHead, StreamMixer
 from pelagos.model.mtp import MtpBlock
-from pelagos.model.native_state import CompressedPlace, LayerPlace, RowFormat, SequenceMemory, StateLayout
+from pelagos.model.native_state import (
+    OFFICIAL_ROWS,
+    CompressedPlace,
+    LayerPlace,
+    RowFormat,
+    RowFormats,
+    SequenceMemory,
+    StateLayout,
+)
 from pelagos.model.rope import rope_frequencies
 from pelagos.ops.cpu.indexer import MAX_SIZE
 from pelagos.ops.cpu.linear import NativeMatrix
@@ -47,15 +55,15 @@ def unsupported(config: ModelConfig) -> str | None:
 class NativeForward:
     """A model's weights, bound to the native code. The model must stay as it is while this lives."""
 
-    def __init__(self, model: "Model") -> None:
+    def __init__(self, model: "Model", formats: RowFormats = OFFICIAL_ROWS) -> None:
         module = native()
         assert module is not None, "the native module was built"
         self._module: Any = module
         self._config = config = model.config
         self._kept: list[Tensor | NativeMatrix] = []  # what the native code points to
         self._forward = module.Forward()
-        self.layout = StateLayout.of(config, config.layers)
-        self.draft_layout = StateLayout.of(config, config.mtp_layers[:1])
+        self.layout = StateLayout.of(config, config.layers, formats)
+        self.draft_layout = StateLayout.of(config, config.mtp_layers[:1], formats)
         self._set_shape(model)
         self._forward.norm = self._vector(model.norm.weight)
         self._forward.hc_head = self._streams(model.hc_head)

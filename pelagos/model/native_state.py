@@ -14,14 +14,31 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pelagos.formats.rows import attention_row_bytes, index_row_bytes_fp4
+from pelagos.common.fields import check_fields, setting
+from pelagos.formats.rows import attention_row_bytes, index_row_bytes_fp4, index_row_bytes_fp8
 from pelagos.model.config import PAGE_TOKENS, LayerConfig, ModelConfig
 from pelagos.model.state import CompressedShape, layer_shape
 
 _ALIGNMENT = 64
 _FLOAT_BYTES = 4
 # Numbers of native/types.h.
-FLOAT32_ROWS, BFLOAT16_ROWS, FP8_ROWS, FP4_INDEX_ROWS = 0, 1, 2, 4
+FLOAT32_ROWS, BFLOAT16_ROWS, FP8_ROWS, FP8_INDEX_ROWS, FP4_INDEX_ROWS = 0, 1, 2, 3, 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowFormats:
+    """How rows of a model that rounds as the served one does are stored. It rounds attention rows to FP8 and index rows
+    to FP4, so the defaults are the smallest formats that lose nothing, and the others give the same bits in more bytes.
+    A model that does not round stores rows in the dtype of its activations, whatever this says."""
+
+    rows: str = setting("fp8", help="attention rows", choices=("fp8", "bf16"))
+    index_rows: str = setting("fp4", help="index rows", choices=("fp4", "fp8", "bf16"))
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+OFFICIAL_ROWS = RowFormats()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +94,10 @@ class StateLayout:
     block_bytes: int
 
     @staticmethod
-    def of(config: ModelConfig, layers: tuple[LayerConfig, ...]) -> "StateLayout":
+    def of(config: ModelConfig, layers: tuple[LayerConfig, ...], formats: RowFormats = OFFICIAL_ROWS) -> "StateLayout":
         """The layout for ``layers`` (the main ones, or those of multi-token prediction) of a model."""
         cutter = _Cutter()
-        places = tuple(_place(config, layer, cutter) for layer in layers)
+        places = tuple(_place(config, layer, formats, cutter) for layer in layers)
         return StateLayout(layers=places, block_bytes=cutter.used)
 
 
@@ -94,9 +111,9 @@ class _Cutter:
         return at
 
 
-def _place(config: ModelConfig, layer: LayerConfig, cutter: _Cutter) -> LayerPlace:
+def _place(config: ModelConfig, layer: LayerConfig, formats: RowFormats, cutter: _Cutter) -> LayerPlace:
     shape = layer_shape(config, layer)
-    row, index_row = _row_format(config, shape.row_size), _index_row_format(config)
+    row, index_row = _row_format(config, shape.row_size, formats.rows), _index_row_format(config, formats.index_rows)
     window_at = cutter.take((shape.window - 1) * row.bytes)
     return LayerPlace(
         window_row=row,
@@ -120,22 +137,28 @@ def _compressed(shape: CompressedShape, row: RowFormat, cutter: _Cutter) -> Comp
     )
 
 
-def _row_format(config: ModelConfig, size: int) -> RowFormat:
-    if config.official_rounding:
-        num_bytes = attention_row_bytes(size, config.rope_dim)
-        return RowFormat(kind=FP8_ROWS, size=size, num_rope=config.rope_dim, bytes=num_bytes)
-    return _plain_format(config, size)
+def _row_format(config: ModelConfig, size: int, wanted: str) -> RowFormat:
+    if not config.official_rounding:
+        return _plain_format(size, config.activation_dtype)
+    if wanted == "bf16":
+        return _plain_format(size, "bfloat16")
+    num_bytes = attention_row_bytes(size, config.rope_dim)
+    return RowFormat(kind=FP8_ROWS, size=size, num_rope=config.rope_dim, bytes=num_bytes)
 
 
-def _index_row_format(config: ModelConfig) -> RowFormat:
+def _index_row_format(config: ModelConfig, wanted: str) -> RowFormat:
     size = config.index_head_dim
-    if config.official_rounding:
-        return RowFormat(kind=FP4_INDEX_ROWS, size=size, num_rope=0, bytes=index_row_bytes_fp4(size))
-    return _plain_format(config, size)
+    if not config.official_rounding:
+        return _plain_format(size, config.activation_dtype)
+    if wanted == "bf16":
+        return _plain_format(size, "bfloat16")
+    if wanted == "fp8":
+        return RowFormat(kind=FP8_INDEX_ROWS, size=size, num_rope=0, bytes=index_row_bytes_fp8(size))
+    return RowFormat(kind=FP4_INDEX_ROWS, size=size, num_rope=0, bytes=index_row_bytes_fp4(size))
 
 
-def _plain_format(config: ModelConfig, size: int) -> RowFormat:
-    if config.activation_dtype == "bfloat16":
+def _plain_format(size: int, dtype: str) -> RowFormat:
+    if dtype == "bfloat16":
         return RowFormat(kind=BFLOAT16_ROWS, size=size, num_rope=0, bytes=2 * size)
     return RowFormat(kind=FLOAT32_ROWS, size=size, num_rope=0, bytes=4 * size)
 

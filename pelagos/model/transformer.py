@@ -24,7 +24,7 @@ from pelagos.model.config import ModelConfig
 from pelagos.model.layers import Embedding, Linear, Norm
 from pelagos.model.mhc import StreamHead
 from pelagos.model.mtp import MtpBlock
-from pelagos.model.native_state import NativeState, SequenceMemory
+from pelagos.model.native_state import OFFICIAL_ROWS, NativeState, RowFormats, SequenceMemory
 from pelagos.model.sequences import Segment, Sequences
 from pelagos.model.state import State
 from pelagos.ops.dispatch import Ops, Wanted, reference_ops
@@ -85,12 +85,12 @@ class Model(nn.Module):
         """The native forward pass that inference runs on; None: the modules' own ops."""
         return self._native
 
-    def use_native(self) -> None:
-        """Run inference in native code from now on. The weights must not change afterwards. See ``native.unsupported``
-        for what it cannot run; states made before do not fit."""
+    def use_native(self, formats: RowFormats = OFFICIAL_ROWS) -> None:
+        """Run inference in native code from now on, on states with rows in ``formats``. The weights must not change
+        afterwards. See ``native.unsupported`` for what it cannot run; states made before do not fit."""
         from pelagos.model.native import NativeForward
 
-        self._native = NativeForward(self)
+        self._native = NativeForward(self, formats)
 
     def new_state(self) -> AnyState:
         """The state of an empty sequence."""

@@ -8,15 +8,16 @@ from pelagos.cache.policy import RestartPolicy
 from pelagos.cache.pool import PagePool
 from pelagos.cache.prefix import PrefixTree
 from pelagos.cache.timeline import Timeline
-from pelagos.model.native_state import StateLayout
+from pelagos.model.native_state import RowFormats, StateLayout
 from pelagos.model.presets import preset
 
 V3_2_BYTES_PER_TOKEN = 48_068  # 61 layers of 656-byte rows and 132-byte index rows
 
 
-def layout_of(name: str) -> CacheLayout:
-    config = preset(name)
-    return CacheLayout.of(StateLayout.of(config, config.layers), StateLayout.of(config, config.mtp_layers[:1]))
+def layout_of(name: str, **formats: str) -> CacheLayout:
+    config, rows = preset(name), RowFormats(**formats)
+    main = StateLayout.of(config, config.layers, rows)
+    return CacheLayout.of(main, StateLayout.of(config, config.mtp_layers[:1], rows))
 
 
 @pytest.mark.parametrize(("name", "expected", "factor"), [("flash", 3514.25, 13.6), ("pro", 5031.4, 9.5)])
@@ -24,6 +25,15 @@ def test_bytes_per_token_of_the_released_models(name: str, expected: float, fact
     layout = layout_of(name)
     assert layout.bytes_per_token == pytest.approx(expected, abs=0.05)
     assert V3_2_BYTES_PER_TOKEN / layout.bytes_per_token == pytest.approx(factor, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("rows", "index_rows", "flash", "pro"), [("fp8", "fp8", 3850.25, 5511.4), ("bf16", "bf16", 6880.0, 9848.0)]
+)
+def test_bytes_per_token_of_the_other_formats(rows: str, index_rows: str, flash: float, pro: float) -> None:
+    for name, expected in (("flash", flash), ("pro", pro)):
+        layout = layout_of(name, rows=rows, index_rows=index_rows)
+        assert layout.bytes_per_token == pytest.approx(expected, abs=0.05)
 
 
 @pytest.mark.parametrize("name", ["flash", "pro"])

@@ -9,7 +9,7 @@ import torch
 from hf_oracle import NEAR_TIE, oracle_model, prompt, random_config, same_model, smallest_gap
 from torch import Tensor
 
-from pelagos.model.native_state import NativeState
+from pelagos.model.native_state import NativeState, RowFormats
 from pelagos.model.transformer import Model
 from pelagos.ops.cpu.module import native
 
@@ -127,3 +127,16 @@ def test_state_is_at_its_stated_size() -> None:
     assert per_token == sum(48 / layer.ratio for layer in layers if layer.ratio) + sum(
         9 / layer.ratio for layer in layers if layer.ratio and layer.kind == "csa"
     )
+
+
+@pytest.mark.parametrize("rows", ["fp8", "bf16"])
+@pytest.mark.parametrize("index_rows", ["fp4", "fp8", "bf16"])
+def test_rows_have_the_same_bits_in_every_format_that_holds_them(rows: str, index_rows: str) -> None:
+    model, ids = _tiny(official_rounding=True), prompt(700, 512, 3)
+    model.use_native()
+    expected, bytes_expected = model.logits(ids), model.new_state().num_bytes
+    model.use_native(RowFormats(rows=rows, index_rows=index_rows))
+    state = model.new_state()
+    got = torch.cat([model.step(ids[i : i + 90], state) for i in range(0, 700, 90)])
+    assert torch.equal(got, expected)
+    assert (model.new_state().num_bytes == bytes_expected) == (rows == "fp8")
