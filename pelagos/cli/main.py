@@ -34,6 +34,12 @@ COMMANDS = {
     "generate": CommandPlace(
         module="pelagos.cli.generate", function="generate_command", help="Let a model continue a prompt."
     ),
+    "chat": CommandPlace(module="pelagos.cli.chat", function="chat_command", help="Talk to a model in the terminal."),
+    "connect": CommandPlace(
+        module="pelagos.cli.connect",
+        function="connect_command",
+        help="Show or write a client's settings for a server.",
+    ),
     "inspect": CommandPlace(
         module="pelagos.cli.inspect", function="inspect_command", help="Show what a checkpoint or a preset holds."
     ),
