@@ -6,13 +6,14 @@ not UTF-8, which it would otherwise collect for ever, at a cost that grows with 
 
 import json
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, SupportsIndex
 
-from pelagos.chat.adapter import AnswerStream, Continues, FinishReason
+from pelagos.chat.adapter import AnswerStream, Continues, FinishReason, Logprob
 from pelagos.chat.render import RenderedPrompt
 from pelagos.chat.tokenizer import THINK_END, IncrementalDecoder, Tokenizer
+from pelagos.common.errors import TokenizerError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +76,112 @@ class ParsedMessage:
         return message
 
 
+class TokenFeed:
+    """Hands the ids of one answer to the official parser in whole characters, and counts them.
+
+    How the ids are cut into pushes changes no result. ``finished`` is true once a stop id (``Tokenizer.stop_ids``) or a
+    stop string was seen; ids behind it do not belong to the answer and are ignored. ``num_tokens`` counts every id up
+    to the one that ended the answer, that one too, ``num_reasoning_tokens`` up to the last one that showed reasoning.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stream: AnswerStream,
+        shows_reasoning: Callable[[dict[str, Any]], bool],
+        *,
+        skips_unknown: bool = False,
+    ) -> None:
+        """``shows_reasoning`` says of a chunk of the stream whether it adds to the reasoning. ``skips_unknown``: an id
+        that only pads the model's vocabulary to a round size counts and has no text; else it is an error."""
+        self._skips_unknown = skips_unknown
+        self.num_tokens = 0
+        self.num_reasoning_tokens = 0
+        self._tokenizer = tokenizer
+        self._stream = stream
+        self._shows_reasoning = shows_reasoning
+        self._think_end = tokenizer.encode_special(THINK_END)
+        self._at_stop_id = False
+        self._ended = False
+        # Ids that wait until their bytes are whole characters, their text so far, whether it is known not to be UTF-8.
+        self._decoder = IncrementalDecoder(tokenizer)
+        self._held: list[int] = []
+        self._held_logprobs: list[Logprob] = []
+        self._held_text = ""
+        self._broken = False
+
+    @property
+    def finished(self) -> bool:
+        return self._at_stop_id or self._stream.finished
+
+    @property
+    def at_stop_string(self) -> bool:
+        return self._stream.finished and not self._at_stop_id
+
+    def push(self, ids: Iterable[SupportsIndex], logprobs: Sequence[Logprob] | None = None) -> Iterator[dict[str, Any]]:
+        """Take the next ids, with their log-probabilities where the answer shows them; yields what they add, so it acts
+        only as far as it is read. Raises TokenizerError at an id out of range."""
+        assert not self._ended, "push after finish"
+        for position, token_id in enumerate(map(operator.index, ids)):
+            if self.finished:
+                break
+            if not self._is_known(token_id):
+                self.num_tokens += 1
+                continue
+            self.num_tokens += 1
+            if token_id in self._tokenizer.stop_ids:
+                self._at_stop_id = True
+                continue
+            chunks = self._push_one(token_id, None if logprobs is None else logprobs[position])
+            if any(map(self._shows_reasoning, chunks)):
+                self.num_reasoning_tokens = self.num_tokens - (token_id == self._think_end)
+            yield from chunks
+
+    def finish(self, reason: FinishReason = "stop") -> list[dict[str, Any]]:
+        """End the answer, ``reason`` being the engine's; returns what was still held back. Call it once."""
+        assert not self._ended, "finish called twice"
+        self._ended = True
+        chunks = self._stream.push_text(self._held_text) if self._held_text else []
+        return chunks + self._stream.finish(reason)
+
+    def _is_known(self, token_id: int) -> bool:
+        try:
+            self._tokenizer.token_bytes(token_id)
+        except TokenizerError:
+            if not self._skips_unknown:
+                raise
+            return False
+        return True
+
+    def _push_one(self, token_id: int, logprob: Logprob | None) -> list[dict[str, Any]]:
+        if token_id not in self._tokenizer.special_ids:
+            return self._push_plain(token_id, logprob)
+        rest = self._held_text + self._decoder.flush()
+        chunks = self._stream.push_text(rest) if rest else []
+        chunks += self._stream.push_ids([token_id], None if logprob is None else [logprob])
+        self._held, self._held_logprobs, self._held_text, self._broken = [], [], "", False
+        return chunks
+
+    def _push_plain(self, token_id: int, logprob: Logprob | None) -> list[dict[str, Any]]:
+        """Hand on the held ids when their bytes are whole characters, their text as soon as it cannot be UTF-8."""
+        self._held.append(token_id)
+        if logprob is not None:
+            self._held_logprobs.append(logprob)
+        self._held_text += self._decoder.push([token_id])
+        self._broken |= "\ufffd" in self._held_text
+        whole = not self._decoder.pending
+        chunks: list[dict[str, Any]] = []
+        if self._broken:
+            chunks = self._stream.push_text(self._held_text)
+        elif whole:
+            chunks = self._stream.push_ids(self._held, self._held_logprobs or None)
+        if self._broken or whole:
+            self._held, self._held_logprobs, self._held_text = [], [], ""
+        if whole:
+            self._broken = False
+        return chunks
+
+
 class OutputParser:
     """Parser of one answer: ``push`` ids as they come, ``finish`` once, then read ``message``.
 
@@ -97,24 +204,15 @@ class OutputParser:
         ``stop``: strings that end the content (not the reasoning) and are cut off. ``json_output``: take JSON out of a
         code fence.
         """
-        self.num_tokens = 0
-        self.num_reasoning_tokens = 0
-        self._tokenizer = tokenizer
-        self._think_end = tokenizer.encode_special(THINK_END)
-        self._stream = AnswerStream(
+        stream = AnswerStream.plain(
             tokenizer.official, thinking=thinking, continues=continues, tools=tools, stop=stop, json_output=json_output
         )
-        self._at_stop_id = False
+        self._feed = TokenFeed(tokenizer, stream, chat_chunk_reasons)
         self._ended = False
         self._finish_reason: str | None = None
         self._reasoning: list[str] | None = [] if thinking else None
         self._content: list[str] = []
         self._calls: list[tuple[Delta, list[str]]] = []
-        # Ids that wait until their bytes are whole characters, their text so far, whether it is known not to be UTF-8.
-        self._decoder = IncrementalDecoder(tokenizer)
-        self._held: list[int] = []
-        self._held_text = ""
-        self._broken = False
 
     @classmethod
     def for_prompt(
@@ -132,29 +230,21 @@ class OutputParser:
 
     @property
     def finished(self) -> bool:
-        return self._at_stop_id or self._stream.finished
+        return self._feed.finished
+
+    @property
+    def num_tokens(self) -> int:
+        return self._feed.num_tokens
 
     def push(self, ids: Iterable[SupportsIndex]) -> list[Delta]:
         """Take the next ids and return what they add. Raises TokenizerError at an id out of range."""
-        assert not self._ended, "push after finish"
-        deltas: list[Delta] = []
-        for token_id in map(operator.index, ids):
-            if self.finished:
-                break
-            self._tokenizer.token_bytes(token_id)
-            self.num_tokens += 1
-            if token_id in self._tokenizer.stop_ids:
-                self._at_stop_id = True
-            else:
-                deltas += self._push_one(token_id)
-        return deltas
+        return [delta for chunk in self._feed.push(ids) for delta in self._take(chunk)]
 
     def finish(self, reason: FinishReason = "stop") -> list[Delta]:
         """End the answer, ``reason`` being the engine's; returns what was still held back. Call it once."""
-        assert not self._ended, "finish called twice"
+        deltas = [delta for chunk in self._feed.finish(reason) for delta in self._take(chunk)]
         self._ended = True
-        chunks = self._stream.push_text(self._held_text) if self._held_text else []
-        return self._take(chunks + self._stream.finish(reason))
+        return deltas
 
     def parse(self, ids: Iterable[SupportsIndex], reason: FinishReason = "stop") -> ParsedMessage:
         """A whole answer in one call."""
@@ -175,44 +265,16 @@ class OutputParser:
                 for head, parts in self._calls
             ),
             finish_reason=self._finish_reason,
-            num_tokens=self.num_tokens,
-            num_reasoning_tokens=self.num_reasoning_tokens,
+            num_tokens=self._feed.num_tokens,
+            num_reasoning_tokens=self._feed.num_reasoning_tokens,
         )
 
-    def _push_one(self, token_id: int) -> list[Delta]:
-        if token_id in self._tokenizer.special_ids:
-            rest = self._held_text + self._decoder.flush()
-            chunks = self._stream.push_text(rest) if rest else []
-            chunks += self._stream.push_ids([token_id])
-            self._held, self._held_text, self._broken = [], "", False
-        else:
-            chunks = self._push_plain(token_id)
-        deltas = self._take(chunks)
-        if any(delta.kind == "reasoning" for delta in deltas):
-            self.num_reasoning_tokens = self.num_tokens - (token_id == self._think_end)
-        return deltas
-
-    def _push_plain(self, token_id: int) -> list[dict[str, Any]]:
-        """Hand on the held ids when their bytes are whole characters, their text as soon as it cannot be UTF-8."""
-        self._held.append(token_id)
-        self._held_text += self._decoder.push([token_id])
-        self._broken |= "\ufffd" in self._held_text
-        whole = not self._decoder.pending
-        chunks: list[dict[str, Any]] = []
-        if self._broken or whole:
-            chunks = self._stream.push_text(self._held_text) if self._broken else self._stream.push_ids(self._held)
-            self._held, self._held_text = [], ""
-        if whole:
-            self._broken = False
-        return chunks
-
-    def _take(self, chunks: list[dict[str, Any]]) -> list[Delta]:
-        """Chunks as deltas, without the empty ones, added to the message."""
+    def _take(self, chunk: dict[str, Any]) -> list[Delta]:
+        """A chunk as deltas, without the empty ones, added to the message."""
         deltas = []
-        for chunk in chunks:
-            for choice in chunk["choices"]:
-                deltas += [delta for delta in _deltas(choice["delta"]) if delta.text or delta.name is not None]
-                self._finish_reason = choice["finish_reason"] or self._finish_reason
+        for choice in chunk["choices"]:
+            deltas += [delta for delta in _deltas(choice["delta"]) if delta.text or delta.name is not None]
+            self._finish_reason = choice["finish_reason"] or self._finish_reason
         for delta in deltas:
             if delta.kind == "content":
                 self._content.append(delta.text)
@@ -225,6 +287,11 @@ class OutputParser:
                 assert delta.index is not None
                 self._calls[delta.index][1].append(delta.text)
         return deltas
+
+
+def chat_chunk_reasons(chunk: dict[str, Any]) -> bool:
+    """Whether a chunk of Chat Completions adds to the reasoning."""
+    return any(choice["delta"].get("reasoning_content") for choice in chunk["choices"])
 
 
 def _refuse(constant: str) -> None:

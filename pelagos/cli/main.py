@@ -31,6 +31,9 @@ class CommandPlace:
 
 
 COMMANDS = {
+    "serve": CommandPlace(
+        module="pelagos.cli.serve", function="serve_command", help="Serve a model: APIs and a chat page."
+    ),
     "generate": CommandPlace(
         module="pelagos.cli.generate", function="generate_command", help="Let a model continue a prompt."
     ),
