@@ -10,13 +10,16 @@ import typer
 from pelagos.cli.options import Device, Json, Threads, use_threads
 from pelagos.cli.progress import PatientBar
 from pelagos.common.errors import UsageError
+from pelagos.model.places import model_place
 
 if TYPE_CHECKING:
     from pelagos.training.evaluation import RecallReport
     from pelagos.training.recall import RecallConfig
     from pelagos.training.tasks import TextSource
 
-ModelFolder = Annotated[Path, typer.Argument(metavar="MODEL", help="The folder of a checkpoint with tokenizer.json.")]
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="The folder of a checkpoint with tokenizer.json, or nano (built in).")
+]
 Lengths = Annotated[str, typer.Option(help="Lengths of the whole text with commas, tokens.")]
 Depths = Annotated[str, typer.Option(help="Depths of the fact with commas, percent: 0 is the start, 100 the end.")]
 Samples = Annotated[int, typer.Option(min=1, help="Texts per length and depth.")]
@@ -31,7 +34,7 @@ Seed = Annotated[int, typer.Option(min=0, help="Of texts, facts and questions.")
 
 
 def bench_context_command(
-    model: ModelFolder,
+    model: ModelName,
     lengths: Lengths = "1024,2048,4096",
     depths: Depths = "0,25,50,75,100",
     samples: Samples = 4,
@@ -63,15 +66,16 @@ def bench_context_command(
     if out is not None:
         with theme(HEAT_MAP_FILE):  # a missing matplotlib is found before the work
             out.mkdir(parents=True, exist_ok=True)
-    if not (model / "tokenizer.json").is_file():
+    folder = Path(model_place(model))
+    if not (folder / "tokenizer.json").is_file():
         raise UsageError(f"MODEL must be the folder of a checkpoint with its tokenizer.json, got {model}")
     use_threads(threads)
-    tokenizer = Tokenizer.from_folder(model)
+    tokenizer = Tokenizer.from_folder(folder)
     haystack = None if data is None else _haystack(data)
     started = time.monotonic()
     bar = _TokenBar(config)
     try:
-        report = measure_recall(Model.load(model, device), tokenizer, config, haystack=haystack, on_tokens=bar.add)
+        report = measure_recall(Model.load(folder, device), tokenizer, config, haystack=haystack, on_tokens=bar.add)
     finally:
         bar.stop()
     grid = report.grid() | {"model": str(model), "seconds": round(time.monotonic() - started, 2)}

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pelagos.cli.options import Json, Threads, use_threads
+from pelagos.cli.options import MODEL_HELP, Json, Threads, use_threads
 from pelagos.cli.progress import PatientBar
 
 if TYPE_CHECKING:
     from pelagos.engine.request import Finished, Request
 
-ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or a preset such as tiny (random weights).")
-]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Requests = Annotated[int, typer.Option(min=1, max=1 << 20, help="Requests, all there from the start.")]
 PromptTokens = Annotated[int, typer.Option(min=1, help="Tokens of each prompt.")]
 Shared = Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of each prompt that all have in common.")]

@@ -15,9 +15,10 @@ from pelagos.cli.generate import (
     Seed,
     TopP,
 )
-from pelagos.cli.options import Device, Threads, use_threads
+from pelagos.cli.options import MODEL_HELP, Device, Threads, use_threads
 from pelagos.common.errors import UsageError
 from pelagos.engine.params import SamplingParams
+from pelagos.model.places import model_place
 
 if TYPE_CHECKING:
     from pelagos.chat.tokenizer import Tokenizer
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 MAX_HISTORY = 1000  # lines that the history keeps
 
-ModelName = Annotated[str, typer.Argument(metavar="MODEL", help="A checkpoint folder with its tokenizer.json.")]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Context = Annotated[
     list[Path], typer.Option(help="A text file that the model reads before the first message; may be repeated.")
 ]
@@ -77,6 +78,7 @@ def chat_command(
     from pelagos.chat.effort import load_effort_levels
     from pelagos.cli.chat_session import Session, Speaker, converse, default_temperature, file_text
 
+    model = model_place(model)
     folder = Path(model)
     levels = load_effort_levels(folder)
     levels.resolve(effort)

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pelagos.cli.options import Device, Json, Threads, use_threads
+from pelagos.cli.options import MODEL_HELP, Device, Json, Threads, use_threads
 from pelagos.cli.progress import PatientBar
 from pelagos.cli.prompt import GivenPrompt
 from pelagos.common.errors import UsageError
 from pelagos.engine.params import SamplingParams
+from pelagos.model.places import model_place
 
 if TYPE_CHECKING:
     from pelagos.chat.tokenizer import Tokenizer
@@ -61,9 +62,7 @@ def _machine(text: str) -> Any:
     return typer.Option(help=text, rich_help_panel="Machine")
 
 
-ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A checkpoint folder, or a preset such as tiny (random weights).")
-]
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Prompt = Annotated[str | None, _prompt("The text to continue, or with --chat the user's message.")]
 PromptFile = Annotated[str | None, _prompt("A UTF-8 file with it; - is standard input.")]
 PromptTokens = Annotated[str | None, _prompt("Token ids with commas, such as 0,17,42.")]
@@ -146,6 +145,7 @@ def generate_command(
         text=prompt, file=prompt_file, tokens=prompt_tokens, chat=chat, thinking=thinking, effort=effort
     )
     use_threads(threads)
+    model = model_place(model)
     loaded = _load(model, device, dtype, rounding)
     tokenizer = _tokenizer(Path(model))
     ready = given.prepare(Path(model), tokenizer)

@@ -63,10 +63,12 @@ def inspect_command(
 def _open(model: str | None, preset: str | None) -> "tuple[ModelConfig, dict[str, Any], list[StoredSpec]]":
     """The config, where it comes from, and what is stored. As everywhere, a folder goes before a preset of its name."""
     from pelagos.model import presets
+    from pelagos.model.places import model_place
     from pelagos.model.tensors import stored_tensors
 
-    if model is not None and model in presets.PRESETS and not Path(model).is_dir():
-        preset = model
+    if model is not None:
+        model = model_place(model)
+        preset = model if model in presets.PRESETS and not Path(model).is_dir() else None
     if preset is not None:
         config = presets.preset(preset)
         return config, {"kind": "preset"}, list(stored_tensors(config))

@@ -7,6 +7,8 @@ import typer
 from pelagos.common import env
 from pelagos.common.cores import default_num_threads
 
+MODEL_HELP = "A checkpoint folder, nano (built in), owner/name on the hub, or a preset such as tiny (random weights)."
+
 Device = Annotated[str, typer.Option(help="cpu, mps, cuda, cuda:N, npu or npu:N.", rich_help_panel="Machine")]
 Threads = Annotated[
     int | None,

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pelagos.cli.options import Device, Threads, use_threads
+from pelagos.cli.options import MODEL_HELP, Device, Threads, use_threads
 from pelagos.common import log
 from pelagos.common.errors import UsageError
+from pelagos.model.places import model_place
 
 if TYPE_CHECKING:
     import socket
@@ -24,9 +25,7 @@ def _option(text: str, *flags: str, panel: str, **limits: Any) -> Any:
     return typer.Option(*flags, help=text, rich_help_panel=panel, **limits)
 
 
-ModelName = Annotated[
-    str, typer.Argument(metavar="[MODEL]", help="A checkpoint folder, or a preset such as tiny (random weights).")
-]
+ModelName = Annotated[str, typer.Argument(metavar="[MODEL]", help=MODEL_HELP)]
 TokenizerFolder = Annotated[
     Path | None, _option("Folder or file of the tokenizer, if MODEL has none.", panel="Model", metavar="PATH")
 ]
@@ -86,6 +85,7 @@ def serve_command(
     Ctrl-C or SIGTERM ends it: no new requests, running ones have their time, each gets its last event.
     """
     log.configure(json=json_logs)
+    model = model_place(model)
     from pelagos.serving.auth import Keys
     from pelagos.serving.config import ServingConfig
     from pelagos.serving.server import open_socket

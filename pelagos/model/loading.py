@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from pelagos.common.device import parse_device
 from pelagos.common.errors import ResourceError, UsageError
-from pelagos.common.fields import show
 from pelagos.model.checkpoint import Checkpoint, open_checkpoint
 from pelagos.model.config import ModelConfig
 from pelagos.model.layers import StoredWeights
 from pelagos.model.native import unsupported
-from pelagos.model.presets import PRESETS, preset
+from pelagos.model.places import model_place
+from pelagos.model.presets import preset
 from pelagos.model.tensors import TensorSpec, tensor_specs
 from pelagos.model.transformer import Model
 from pelagos.ops.dispatch import Wanted, choose_implementation
@@ -45,15 +45,13 @@ def load_model(
         raise UsageError(
             f"dtype must be one of {', '.join(str(d).removeprefix('torch.') for d in _DTYPES)}, got {dtype}"
         )
-    folder = Path(path_or_preset)
-    if not folder.is_dir() and str(path_or_preset) not in PRESETS:
-        raise UsageError(f"model must be a checkpoint folder or one of {', '.join(PRESETS)}, got {show(str(folder))}")
+    folder = Path(model_place(str(path_or_preset)))
     if folder.is_dir():
         checkpoint = open_checkpoint(folder)
         model = _empty(checkpoint.config, dtype, official_rounding)
         fill(model, _from_checkpoint(checkpoint))
     else:
-        config = preset(str(path_or_preset))
+        config = preset(str(folder))
         _check_size(config)
         model = _empty(config, dtype, official_rounding)
         fill(model, random_values(config, seed=0))

@@ -53,7 +53,7 @@ def test_a_whole_life(tokenizer: Tokenizer, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["nothing-there"], "model must be a checkpoint folder or one of"),
+        (["nothing-there"], "model must be a checkpoint folder, owner/name on the hub, or one of"),
         (["tiny", "--port", "0"], "tiny has no tokenizer.json: name a folder that has one with --tokenizer"),
         (["tiny", "--host", "0.0.0.0"], "host 0.0.0.0 can be reached from other machines: give an api_key_file"),
         (["tiny", "--api-key-file", "/nothing/there"], "the API key file /nothing/there cannot be read"),
