@@ -9,7 +9,6 @@ import typer
 from pelagos.cli.generate import (
     Dtype,
     DtypeOption,
-    PrefillChunk,
     Rounding,
     RoundingOption,
     Seed,
@@ -23,7 +22,7 @@ from pelagos.model.places import model_place
 if TYPE_CHECKING:
     from pelagos.chat.tokenizer import Tokenizer
     from pelagos.cli.chat_session import Session
-    from pelagos.model.transformer import Model
+    from pelagos.engine.engine import Engine
 
 MAX_HISTORY = 1000  # lines that the history keeps
 
@@ -68,7 +67,6 @@ def chat_command(
     dtype: DtypeOption = None,
     rounding: RoundingOption = Rounding.AUTO,
     threads: Threads = None,
-    prefill_chunk: PrefillChunk = 512,
 ) -> None:
     """Talk to a model; /help lists what can be done on the way.
 
@@ -90,14 +88,13 @@ def chat_command(
     use_threads(threads)
     session = Session(
         speaker=Speaker(
-            model=_load(model, device, dtype, rounding),
+            engine=_engine(model, device, dtype, rounding),
             tokenizer=tokenizer,
             levels=levels,
             params=params,
             max_tokens=max_tokens,
             thinking=thinking,
             effort=effort,
-            prefill_chunk=prefill_chunk,
         ),
         system=system,
         context=files,
@@ -105,12 +102,15 @@ def chat_command(
         out=sys.stdout,
         notes=_note,
     )
-    if session.interactive:
-        _greet(model, session)
-        with _History(Path.home() / ".local" / "state" / "pelagos" / "chat_history"):
-            converse(session, _typed)
-    else:
-        converse(session, _piped)
+    try:
+        if session.interactive:
+            _greet(model, session)
+            with _History(Path.home() / ".local" / "state" / "pelagos" / "chat_history"):
+                converse(session, _typed)
+        else:
+            converse(session, _piped)
+    finally:
+        session.speaker.engine.close()
 
 
 def _tokenizer(model: str) -> "Tokenizer":
@@ -123,17 +123,22 @@ def _tokenizer(model: str) -> "Tokenizer":
     return Tokenizer.from_folder(model)
 
 
-def _load(model: str, device: str, dtype: Dtype | None, rounding: Rounding) -> "Model":
+def _engine(model: str, device: str, dtype: Dtype | None, rounding: Rounding) -> "Engine":
+    """An engine in a thread of its own, so that Ctrl-C ends an answer and leaves the engine whole."""
     import torch
 
+    from pelagos.engine.engine import Engine
     from pelagos.model.transformer import Model
 
-    return Model.load(
+    loaded = Model.load(
         model,
         device,
         None if dtype is None else getattr(torch, dtype),
         official_rounding={Rounding.AUTO: None, Rounding.OFFICIAL: True, Rounding.OFF: False}[rounding],
     )
+    engine = Engine(loaded)
+    engine.start()
+    return engine
 
 
 def _note(text: str) -> None:
@@ -144,7 +149,7 @@ def _note(text: str) -> None:
 
 
 def _greet(model: str, session: "Session") -> None:
-    limit = session.speaker.model.config.max_positions
+    limit = session.speaker.engine.model.config.max_positions
     _note(f"{model}, {limit:,} tokens of context. /help lists the commands, Ctrl-D leaves.")
     if session.context:
         number = len(session.speaker.tokenizer.encode(session.context))

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from pelagos.chat.parse import Delta, ParsedMessage
     from pelagos.chat.render import RenderedPrompt
     from pelagos.chat.tokenizer import Tokenizer
-    from pelagos.engine.offline import Generation, Progress, Token
-    from pelagos.model.transformer import Model
+    from pelagos.engine.engine import Engine
+    from pelagos.engine.request import Event, Finished
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 MAX_FILE_BYTES = 64 << 20
@@ -39,32 +39,30 @@ Ctrl-C stops an answer; what came of it stays."""
 
 @dataclass(kw_only=True)
 class Speaker:
-    """The model and how it is asked. ``thinking`` is off where ``effort`` resolves to none. ``max_tokens``: None for
+    """The engine and how it is asked. ``thinking`` is off where ``effort`` resolves to none. ``max_tokens``: None for
     the official default."""
 
-    model: "Model"
+    engine: "Engine"
     tokenizer: "Tokenizer"
     levels: EffortLevels
     params: SamplingParams
     max_tokens: int | None
     thinking: bool
     effort: str
-    prefill_chunk: int = 512
 
     def render(self, messages: Sequence[dict[str, Any]]) -> "RenderedPrompt":
         from pelagos.chat.render import render
 
         return render(messages, self.tokenizer, thinking=self.thinking, effort=self.effort, levels=self.levels)
 
-    def stream(self, prompt: "RenderedPrompt") -> "Iterator[Progress | Token | Generation]":
-        """The engine's events for one answer: the one place that knows which engine makes them."""
-        from pelagos.engine.offline import generate_stream
+    def stream(self, prompt: "RenderedPrompt") -> "Iterator[Event]":
+        """The engine's events for one answer, which is no longer than what the context or the cache has left."""
+        from pelagos.engine.request import Request
 
-        default = MAX_TOKENS_THINKING if prompt.thinking else MAX_TOKENS
-        params = replace(
-            self.params, max_tokens=self.max_tokens or default, stop_ids=tuple(sorted(self.tokenizer.stop_ids))
-        )
-        return generate_stream(self.model, prompt.token_ids, params, prefill_chunk=self.prefill_chunk)
+        wanted = self.max_tokens or (MAX_TOKENS_THINKING if prompt.thinking else MAX_TOKENS)
+        room = max(1, self.engine.cache.most_tokens - len(prompt.token_ids))
+        params = replace(self.params, max_tokens=min(wanted, room), stop_ids=tuple(sorted(self.tokenizer.stop_ids)))
+        return self.engine.stream(Request(prompt_ids=prompt.token_ids, params=params))
 
 
 class Printer:
@@ -100,10 +98,10 @@ class Printer:
 
 @dataclass(kw_only=True)
 class Answered:
-    """One answer and its figures; ``generation`` is None if it was stopped."""
+    """One answer and its figures; ``finished`` is None if it was stopped."""
 
     message: "ParsedMessage"
-    generation: "Generation | None"
+    finished: "Finished | None"
     num_prompt_tokens: int
     seconds: float
 
@@ -112,13 +110,17 @@ class Answered:
         if self.message.num_reasoning_tokens:
             parts[0] += f" ({self.message.num_reasoning_tokens} thinking)"
         prompt = f"prompt {self.num_prompt_tokens} tokens"
-        if self.generation is None:
+        if self.finished is None:
             return ", ".join([*parts, prompt, f"stopped after {self.seconds:.1f} s"])
-        timings = self.generation.timings
-        if timings.decode_tokens_per_second is not None:
-            parts[0] += f" at {_rate(timings.decode_tokens_per_second)}"
-        parts.append(f"{prompt} at {_rate(timings.prefill_tokens_per_second)}")
-        if self.generation.finish_reason == "length":
+        usage, times = self.finished.usage, self.finished.times
+        if usage.num_cached:
+            prompt += f", {usage.num_cached} of them known"
+        if times.started is not None and times.first_token is not None:
+            if usage.num_generated > 1:
+                parts[0] += f" at {_rate((usage.num_generated - 1) / max(1e-9, times.finished - times.first_token))}"
+            prompt += f", read at {_rate(usage.num_computed / max(1e-9, times.first_token - times.started))}"
+        parts.append(prompt)
+        if self.finished.answers[0].finish_reason == "length":
             parts.append("cut at the longest length")
         return ", ".join(parts)
 
@@ -159,36 +161,39 @@ class Session:
 
     def _answer(self, prompt: "RenderedPrompt") -> Answered:
         from pelagos.chat.parse import OutputParser
-        from pelagos.engine.offline import Generation, Progress
+        from pelagos.engine.request import Reading, Tokens
 
         parser = OutputParser.for_prompt(prompt, self.speaker.tokenizer)
         printer = Printer(self.out, show_thinking=self.interactive)
         bar = PatientBar("reading the chat")
         started = time.monotonic()
-        generation = None
+        finished = None
         events = self.speaker.stream(prompt)
         try:
             for event in events:
-                if isinstance(event, Progress):
+                if isinstance(event, Reading):
                     bar.show(event.num_read, event.num_prompt_tokens)
-                elif isinstance(event, Generation):
-                    generation = event
-                else:
+                elif isinstance(event, Tokens):
                     bar.stop()
-                    for delta in parser.push([event.sampled.token_id]):
+                    for delta in parser.push([token.token_id for token in event.tokens]):
                         printer.write(delta)
+                else:
+                    finished = event
         except KeyboardInterrupt:
             if not self.interactive:
                 raise
-            generation = None
+            finished = None
         finally:
             bar.stop()
-        for delta in parser.finish("stop" if generation is None else generation.finish_reason):
+        if finished is not None and finished.error is not None:
+            raise PelagosError(finished.error)
+        is_cut = finished is not None and finished.answers[0].finish_reason == "length"
+        for delta in parser.finish("length" if is_cut else "stop"):
             printer.write(delta)
         printer.end()
         return Answered(
             message=parser.message,
-            generation=generation,
+            finished=finished,
             num_prompt_tokens=len(prompt.token_ids),
             seconds=time.monotonic() - started,
         )

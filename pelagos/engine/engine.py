@@ -16,8 +16,9 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
+from queue import SimpleQueue
 
 import numpy as np
 from torch import Tensor
@@ -313,6 +314,23 @@ class Engine:
         while len(finished) < len(requests):
             self._go_on()
         return [finished[request_id] for request_id in ids]
+
+    def stream(self, request: Request) -> Iterator[Event]:
+        """The events of one request as they come. Who leaves before the last of them ends the request."""
+        events: SimpleQueue[Event] = SimpleQueue()
+        request_id = self.add(request, events.put)
+        try:
+            while True:
+                while self._thread is None and events.empty():
+                    self.step()
+                event = events.get()
+                yield event
+                if isinstance(event, Finished):
+                    return
+        finally:
+            self.abort(request_id)
+            if self._thread is None:
+                self._take_in()
 
     def _go_on(self) -> None:
         if self._thread is None:

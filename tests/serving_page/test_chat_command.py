@@ -28,9 +28,8 @@ from pelagos.cli import chat_session
 from pelagos.cli.chat_session import DIM, PLAIN, Session, Speaker, converse, default_temperature
 from pelagos.cli.main import main
 from pelagos.common.errors import UsageError
-from pelagos.engine import offline
-from pelagos.engine.offline import Generation, Progress, Timings, Token
 from pelagos.engine.params import SamplingParams
+from pelagos.engine.request import Answer, Event, Finished, Reading, Request, Times, Tokens, Usage
 from pelagos.engine.sampler import Sampled
 from pelagos.model.config_json import config_to_json
 from pelagos.model.presets import preset
@@ -86,30 +85,28 @@ class Engine:
     prompts: list[str] = dataclasses.field(default_factory=list)
     params: list[SamplingParams] = dataclasses.field(default_factory=list)
 
-    def stream(
-        self, model: Any, prompt_ids: list[int], params: SamplingParams, *, prefill_chunk: int
-    ) -> Iterator[Progress | Token | Generation]:
-        self.prompts.append(self.tokenizer.decode(prompt_ids))
-        self.params.append(params)
+    cache = SimpleNamespace(most_tokens=1 << 20)
+
+    def stream(self, request: Request) -> Iterator[Event]:
+        self.prompts.append(self.tokenizer.decode(request.prompt_ids))
+        self.params.append(request.params)
         text, marker, content = self.answers.pop(0).partition("</think>")
         ids = self.tokenizer.encode(text)
         if marker:
             ids += [self.tokenizer.encode_special("</think>"), *self.tokenizer.encode(content)]
         ids.append(self.tokenizer.eos_id)
         sampled = tuple(Sampled(token_id=token_id, logprob=0.0, top_logprobs=()) for token_id in ids)
-        yield Progress(num_read=len(prompt_ids), num_prompt_tokens=len(prompt_ids))
+        num_prompt = len(request.prompt_ids)
+        yield Reading(request_id="r", num_read=num_prompt, num_cached=0, num_prompt_tokens=num_prompt)
         for number, token in enumerate(sampled):
             if number == self.interrupt:
                 raise KeyboardInterrupt
-            yield Token(sampled=token, text="")
-        timings = Timings(prefill_seconds=2.0, decode_seconds=4.0, num_prefill_tokens=100, num_decode_tokens=80)
-        yield Generation(
-            tokens=sampled,
-            text=None,
-            finish_reason="stop",
-            stop_string=None,
-            timings=timings,
-            state_bytes=0,
+            yield Tokens(request_id="r", choice=0, tokens=(token,), text="")
+        yield Finished(
+            request_id="r",
+            answers=(Answer(tokens=sampled, text=None, finish_reason="stop"),),
+            usage=Usage(num_prompt_tokens=num_prompt, num_cached=7, num_computed=100, num_generated=81),
+            times=Times(started=1.0, first_token=3.0, finished=7.0),
             seed=0,
         )
 
@@ -122,9 +119,8 @@ def make(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
     def make(*answers: str, interactive: bool = True, **fields: Any) -> tuple[Session, Engine, io.StringIO, list[str]]:
         tokenizer = Tokenizer.from_folder(folder)
         engine = Engine(tokenizer, list(answers))
-        monkeypatch.setattr(offline, "generate_stream", engine.stream)
         speaker = Speaker(
-            model=SimpleNamespace(),  # type: ignore[arg-type]
+            engine=engine,  # type: ignore[arg-type]
             tokenizer=tokenizer,
             levels=JULY_2026,
             params=SamplingParams(),
@@ -158,7 +154,9 @@ def test_a_chat_remembers_and_shows_thinking_dim(make: Make) -> None:
     assert "Be brief." in engine.prompts[0]
     assert "One." in engine.prompts[1]
     assert "hm" not in engine.prompts[1]  # reasoning of earlier turns is not read again
-    assert re.fullmatch(r"8 tokens \(2 thinking\) at 20 tokens/s, prompt \d+ tokens at 50 tokens/s", notes[0])
+    assert re.fullmatch(
+        r"8 tokens \(2 thinking\) at 20 tokens/s, prompt \d+ tokens, 7 of them known, read at 50 tokens/s", notes[0]
+    )
     assert notes[-1] == "there was no answer, so the question does not count"
     assert [message["role"] for message in session.messages] == ["user", "assistant"]
     session.ask("third")
@@ -306,16 +304,15 @@ def test_piped_with_a_real_model(
 SLOW = """
 import sys, time
 from pelagos.cli.main import main
-from pelagos.engine import offline
+from pelagos.engine.engine import Engine
 
-quick = offline.generate_stream
+quick = Engine.step
 
-def slow(*arguments, **options):
-    for event in quick(*arguments, **options):
-        time.sleep(0.1)
-        yield event
+def slow(engine):
+    time.sleep(0.1)
+    return quick(engine)
 
-offline.generate_stream = slow
+Engine.step = slow
 sys.exit(main(sys.argv[1:]))
 """
 
