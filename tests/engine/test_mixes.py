@@ -10,21 +10,22 @@ from pelagos.engine.config import EngineConfig
 from pelagos.engine.engine import Engine
 from pelagos.engine.params import SamplingParams
 from pelagos.engine.request import Event, Finished, Request
+from pelagos.model.places import built_in_models
 from pelagos.model.transformer import Model
 
 NUM_MIXES, NUM_REQUESTS = 300, 90
 
 
 @cache
-def tiny() -> Model:
-    return Model.load("tiny", implementation="native")
+def load(name: str) -> Model:
+    return Model.load(name, implementation="native")
 
 
 @cache
-def pool() -> list[Request]:
+def pool(name: str) -> list[Request]:
     """Requests that share beginnings with each other; the last third goes on from answers to the first."""
     rng = np.random.default_rng(7)
-    vocabulary = tiny().config.vocab_size
+    vocabulary = load(name).config.vocab_size
     stems = [rng.integers(0, vocabulary, 420) for _ in range(3)]
     requests = []
     for number in range(NUM_REQUESTS):
@@ -43,15 +44,15 @@ def pool() -> list[Request]:
         prompt = [*stem.tolist(), *own.tolist()]
         if number >= NUM_REQUESTS * 2 // 3:
             earlier = requests[number - NUM_REQUESTS * 2 // 3]
-            prompt = [*earlier.prompt_ids, *alone(tiny(), earlier).ids, *own.tolist()[:20]]
+            prompt = [*earlier.prompt_ids, *alone(load(name), earlier).ids, *own.tolist()[:20]]
         requests.append(Request(prompt_ids=prompt, params=params, num_choices=int(rng.choice([1, 1, 1, 2, 3]))))
     return requests
 
 
 @cache
-def expected(number: int) -> list[Alone]:
-    request = pool()[number]
-    return [alone(tiny(), request, choice) for choice in range(request.num_choices)]
+def expected(name: str, number: int) -> list[Alone]:
+    request = pool(name)[number]
+    return [alone(load(name), request, choice) for choice in range(request.num_choices)]
 
 
 def random_config(rng: np.random.Generator) -> EngineConfig:
@@ -87,12 +88,18 @@ def variant(request: Request, rng: np.random.Generator) -> Request:
 @pytest.mark.parametrize("first", range(0, NUM_MIXES, 25))
 def test_mixes_give_what_each_request_gives_alone(first: int) -> None:
     for seed in range(first, first + 25):
-        run_mix(seed)
+        run_mix("tiny", seed)
 
 
-def run_mix(seed: int) -> None:
+@pytest.mark.skipif("nano" not in built_in_models(), reason="the built-in nano is not in this copy")
+def test_mixes_on_the_model_that_ships() -> None:
+    for seed in range(1000, 1020):
+        run_mix("nano", seed)
+
+
+def run_mix(name: str, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    engine = Engine(tiny(), random_config(rng))
+    engine = Engine(load(name), random_config(rng))
     recorder, answers = Recorder(engine), dict[str, list[Alone]]()
     Oracle(engine, answers, rng)
     numbers, events = dict[str, int](), dict[str, list[Event]]()
@@ -102,9 +109,9 @@ def run_mix(seed: int) -> None:
         while to_come and rng.random() < 0.15:
             number = to_come.pop()
             log: list[Event] = []
-            request_id = engine.add(variant(pool()[number], rng), log.append)
+            request_id = engine.add(variant(pool(name)[number], rng), log.append)
             numbers[request_id], events[request_id] = number, log
-            answers[request_id] = expected(number)
+            answers[request_id] = expected(name, number)
         if numbers and rng.random() < 0.03:
             request_id = str(rng.choice(list(numbers)))
             engine.abort(request_id)
@@ -113,18 +120,20 @@ def run_mix(seed: int) -> None:
             engine.cache.check_integrity()
     engine.cache.check_integrity()
     for request_id, number in numbers.items():
-        check(recorder, request_id, number, events[request_id], was_aborted=request_id in aborted)
+        check(recorder, request_id, name, number, events[request_id], was_aborted=request_id in aborted)
     stats = engine.stats()
     assert stats.cache.num_pages_used == stats.cache.num_pages_reserved == 0
 
 
-def check(recorder: Recorder, request_id: str, number: int, events: list[Event], *, was_aborted: bool) -> None:
+def check(
+    recorder: Recorder, request_id: str, name: str, number: int, events: list[Event], *, was_aborted: bool
+) -> None:
     *before, finished = events
     assert isinstance(finished, Finished)
     assert not any(isinstance(event, Finished) for event in before)
-    request = pool()[number]
+    request = pool(name)[number]
     num_prompt = len(request.prompt_ids)
-    for choice, (answer, alone_) in enumerate(zip(finished.answers, expected(number), strict=True)):
+    for choice, (answer, alone_) in enumerate(zip(finished.answers, expected(name, number), strict=True)):
         ids = answer.token_ids
         if was_aborted:
             assert ids == alone_.ids[: len(ids)]
@@ -147,14 +156,14 @@ def test_mixes_hold_everything_that_could_go_wrong() -> None:
 
 def count_events(seed: int, seen: dict[str, int]) -> None:
     rng = np.random.default_rng(seed)
-    engine = Engine(tiny(), random_config(rng))
+    engine = Engine(load("tiny"), random_config(rng))
     answers = dict[str, list[Alone]]()
     Oracle(engine, answers, rng)
     to_come = chosen(rng)
     while to_come or engine.step():
         while to_come and rng.random() < 0.15:
             number = to_come.pop()
-            answers[engine.add(variant(pool()[number], rng))] = expected(number)
+            answers[engine.add(variant(pool("tiny")[number], rng))] = expected("tiny", number)
         seen["paused"] += any(job.is_paused for job in engine.scheduler.running)
         seen["waited"] += any(job.waits_for is not None for job in engine.scheduler.waiting)
     stats = engine.stats()
