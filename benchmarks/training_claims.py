@@ -76,6 +76,7 @@ def base_config(data: Path, size: Size, num_steps: int) -> TrainConfig:
         nano(),
         name="claims",
         num_steps=num_steps,
+        init="plain",  # optimizers are compared from random weights; the smaller size has no room for another start
         model=size.model,
         data=DataConfig(folder=str(data), prefetch_batches=None),
         stages=(StageConfig(until=1.0, sequence_length=256, num_rows=size.num_rows),),

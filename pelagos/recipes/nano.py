@@ -1,7 +1,7 @@
 """``nano``: the model that ships, trained on two CPU cores: recall over long texts, tool calls, documentation prose.
 
 16.4M parameters, 6.1M active. Lengths go 256, 1K, 4K, 16K; YaRN takes 4K to 64K, as it takes the released models from
-64K to 1M. The indexer learns from the first step, beside dense attention; top-k is switched on at 55 %.
+64K to 1M. The indexer learns from the first step, beside dense attention; top-k is switched on at 60 %.
 """
 
 from pelagos.model.config import ModelConfig, RopeConfig, YarnConfig, csa_layer, hca_layer, window_layer
@@ -50,23 +50,34 @@ def nano() -> TrainConfig:
     )
     return TrainConfig(
         name="nano",
-        num_steps=550,
+        num_steps=1100,
+        init="recall",
         model=model,
         data=DataConfig(folder="data/nano"),
         stages=(
-            StageConfig(until=0.45, sequence_length=256, num_rows=64, text=0.35, recall=0.55, chat=0.1),
+            StageConfig(until=0.25, sequence_length=256, num_rows=16, text=0.3, lists=0.7, recall=0.0, chat=0.0),
+            StageConfig(until=0.5, sequence_length=256, num_rows=16, text=0.3, lists=0.3, recall=0.3, chat=0.1),
             StageConfig(
-                until=0.75, sequence_length=1024, num_rows=16, sparse_from=0.55, text=0.5, recall=0.35, chat=0.15
+                until=0.8, sequence_length=1024, num_rows=4, sparse_from=0.6,
+                text=0.3, lists=0.2, recall=0.3, chat=0.2,
             ),
             StageConfig(
-                until=0.93, sequence_length=4096, num_rows=4, sparse_from=0.55, text=0.35, recall=0.45, chat=0.2
+                until=0.96, sequence_length=4096, num_rows=2, sparse_from=0.6, text=0.3, recall=0.45, chat=0.25
             ),
             StageConfig(
-                until=1.0, sequence_length=16_384, num_rows=1, sparse_from=0.55, yarn=True,
+                until=1.0, sequence_length=16_384, num_rows=1, sparse_from=0.6, yarn=True,
                 text=0.2, recall=0.6, chat=0.2,
             ),
         ),
-        optimizer=OptimizerConfig(peak_lr=5e-3, warmup_steps=30),
+        # Tables learn slowly, by what occurs alone: else the words of tasks are learned by heart, and others lost.
+        optimizer=OptimizerConfig(
+            peak_lr=5e-3,
+            warmup_steps=20,
+            newton_schulz_steps=(4, 1),
+            embed_lr_mult=0.2,
+            head_lr_mult=0.2,
+            table_eps=3e-5,
+        ),
         balance=BalanceConfig(bias_speed=0.01),
         saving=SavingConfig(every_steps=25, log_every=5),
         evaluation=EvaluateConfig(),

@@ -8,6 +8,7 @@ from pelagos.common.fields import check_fields, setting
 from pelagos.model.config import ModelConfig
 from pelagos.training.data import DataConfig
 from pelagos.training.evaluate import EvaluateConfig
+from pelagos.training.initialize_recall import recall_problems
 from pelagos.training.loss import LossConfig
 from pelagos.training.optimizer import OptimizerConfig
 
@@ -25,17 +26,19 @@ class StageConfig:
     yarn: bool = setting(False, help="YaRN as the model's config has it; false: plain rotation")
     text: float = setting(0.6, help="share of tokens from text and code", low=0.0, high=1.0)
     recall: float = setting(0.25, help="share of tokens from recall tasks", low=0.0, high=1.0)
+    lists: float = setting(
+        0.0, help="share of tokens from short lists and facts with many questions", low=0.0, high=1.0
+    )
     chat: float = setting(0.15, help="share of tokens from chats and tool calls", low=0.0, high=1.0)
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if abs(self.text + self.recall + self.chat - 1.0) > 1e-6:
-            total = self.text + self.recall + self.chat
-            raise ConfigError(f"text, recall and chat must add up to 1, got {total:g}")
+        if abs(sum(self.mixture.values()) - 1.0) > 1e-6:
+            raise ConfigError(f"text, recall, lists and chat must add up to 1, got {sum(self.mixture.values()):g}")
 
     @property
     def mixture(self) -> dict[str, float]:
-        return {"text": self.text, "recall": self.recall, "chat": self.chat}
+        return {"text": self.text, "recall": self.recall, "lists": self.lists, "chat": self.chat}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +105,11 @@ class TrainConfig:
     num_steps: int = setting(help="optimizer steps", low=1, high=1 << 30)
     seed: int = setting(0, help="of the weights at the start; data.seed is that of the data", low=0, high=(1 << 31) - 1)
     init_std: float = setting(0.02, help="standard deviation of matrices at the start", low=0.0, high=1.0)
+    init: str = setting(
+        "plain",
+        help="weights at the start; recall: with circuits that look things up, see training/initialize_recall.py",
+        choices=("plain", "recall"),
+    )
     micro_tokens: int = setting(4096, help="tokens per pass through the model; a step is as many passes as it takes",
                                 low=8, high=1 << 30)  # fmt: skip
     recompute: bool = setting(False, help="keep only each layer's input for the backward pass: less memory, more time")
@@ -140,6 +148,8 @@ class TrainConfig:
             yield "evaluation must be set where saving.evaluate_every is"
         if self.sharding == "full" and self.evaluation is not None:
             yield "evaluation must be none with sharding full: evaluate the exported model instead"
+        if self.init == "recall":
+            yield from recall_problems(self.model)
         if self.model.official_rounding:
             yield "model must have official_rounding off: qat switches it on when its time has come"
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pelagos.model.tensors import TensorSpec
 from pelagos.model.transformer import Model
+from pelagos.training.initialize_recall import add_recall
 from pelagos.training.views import official_weights
 
 _STREAM_SCALE = 0.01  # of the part of stream weights that depends on the input (mHC paper, appendix)
@@ -17,8 +18,10 @@ _MIX_DIAGONAL = 3.0  # 0.87 of a stream stays in it after Sinkhorn
 
 
 @torch.no_grad()
-def initialize(model: Model, *, std: float, seed: int) -> None:
-    """Fill ``model``, whose weights must be float tensors on a real device, in official order from one generator."""
+def initialize(model: Model, *, std: float, seed: int, start: str = "plain") -> None:
+    """Fill ``model``, whose weights must be float tensors on a real device, in official order from one generator.
+
+    ``start``: plain, or recall: then changed as ``initialize_recall`` says."""
     generator = torch.Generator().manual_seed(seed)
     sub_block = 0
     for spec, weight in official_weights(model):
@@ -27,6 +30,8 @@ def initialize(model: Model, *, std: float, seed: int) -> None:
             sub_block += 1
         else:
             weight.copy_(_value(spec, std, model.config.num_experts, generator))
+    if start == "recall":
+        add_recall(model, generator)
 
 
 def _value(spec: TensorSpec, std: float, num_experts: int, generator: torch.Generator) -> Tensor:

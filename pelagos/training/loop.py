@@ -45,7 +45,7 @@ class Run:
         self.config, self.batches, self.group = config, batches, group
         with torch.device(device):
             self.model = Model(config.model, autograd_ops())
-        initialize(self.model, std=config.init_std, seed=config.seed)
+        initialize(self.model, std=config.init_std, seed=config.seed, start=config.init)
         self.optimizer = Optimizer(self.model, config.optimizer, ranks=group.ranks())
         self.stepper = Stepper(config, self.model, self.optimizer, group)
         self.detector = SpikeDetector()

@@ -50,7 +50,11 @@ class OptimizerConfig:
     adam_beta1: float = setting(0.9, help="share of AdamW's mean kept per step", low=0.0, high=0.9999)
     adam_beta2: float = setting(0.95, help="share of AdamW's mean square kept per step", low=0.0, high=0.99999)
     adam_eps: float = setting(1e-20, help="floor of AdamW's denominator", low=1e-30, high=1.0)
+    table_eps: float = setting(
+        1e-20, help="the same of embedding and head; large: rows of tokens that hardly occur stay", low=1e-30, high=1.0
+    )
     embed_lr_mult: float = setting(1.0, help="factor on the learning rate of the embedding", low=0.0, high=100.0)
+    head_lr_mult: float = setting(1.0, help="factor on the learning rate of the output head", low=0.0, high=100.0)
     clip_norm: float | None = setting(1.0, help="largest norm of all gradients together; None: any", low=1e-12)
 
     def __post_init__(self) -> None:
@@ -112,13 +116,13 @@ class _AdamState:
         self.mean, self.mean_square = torch.zeros_like(parameter), torch.zeros_like(parameter)
         self.num_steps = 0
 
-    def advance(self, gradient: Tensor, config: OptimizerConfig) -> Tensor:
-        """Take a gradient in; return the update for a learning rate of 1: bias-corrected mean over RMS."""
+    def advance(self, gradient: Tensor, config: OptimizerConfig, eps: float) -> Tensor:
+        """Take a gradient in; return the update for a learning rate of 1: bias-corrected mean over RMS and ``eps``."""
         self.num_steps += 1
         self.mean.mul_(config.adam_beta1).add_(gradient * (1 - config.adam_beta1))
         self.mean_square.mul_(config.adam_beta2).add_(gradient.square().mul_(1 - config.adam_beta2))
         root_correction = math.sqrt(1 - config.adam_beta2**self.num_steps)
-        rms = self.mean_square.sqrt().div_(root_correction).add_(config.adam_eps)
+        rms = self.mean_square.sqrt().div_(root_correction).add_(eps)
         return (self.mean / rms).div_(1 - config.adam_beta1**self.num_steps)
 
 
@@ -177,13 +181,14 @@ class Optimizer:
             for block, part in zip(batch, torch.split(update, sizes), strict=True):
                 weight = self._matrices(block, self.parameters[block.name])
                 apply_update(weight, part, lr=lr, decay=self.treatments[block.name].decay)
+        factors = {"embed.weight": self.config.embed_lr_mult, "head.weight": self.config.head_lr_mult}
         for name, state in self._adam.items():
             parameter, treatment = self.parameters[name], self.treatments[name]
             if parameter.grad is not None:
-                update = state.advance(parameter.grad, self.config)
+                eps = self.config.table_eps if name in factors else self.config.adam_eps
+                update = state.advance(parameter.grad, self.config, eps)
                 self._note(treatment.group, update)
-                factor = self.config.embed_lr_mult if name == "embed.weight" else 1.0
-                apply_update(parameter, update, lr=lr * factor, decay=treatment.decay)
+                apply_update(parameter, update, lr=lr * factors.get(name, 1.0), decay=treatment.decay)
 
     def statistics(self) -> dict[Group, GroupStatistics]:
         """Size of gradients and updates by group of parameters."""

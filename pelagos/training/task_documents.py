@@ -29,18 +29,26 @@ def _mix(shares: Mapping[str, float], **knobs: Any) -> TaskMix:
     )
 
 
-# Lists of short pairs with many questions: much of such a text is answers, so that looking things up is learned early.
-DENSE_PAIRS = {"num_pairs": (2, 16), "key_words": (1, 1), "value_words": (1, 2), "num_queries": (4, 16)}
+# Short pairs with many questions: much of such a text is answers.
+DENSE_PAIRS = {"key_words": (1, 1), "value_words": (1, 2), "chat_share": 0.6, "thinking_share": 0.0}
+FEW_PAIRS = DENSE_PAIRS | {"num_pairs": (2, 12), "num_queries": (4, 12)}
+MORE_PAIRS = DENSE_PAIRS | {"num_pairs": (2, 16), "num_queries": (4, 16), "target_tokens": UP_TO_A_ROW}
 
-# What pre-training takes: recall at every depth and length, and the formats of conversations and tools.
+# What pre-training takes. lists: short and without filler, so that looking things up is learned early; recall: at every
+# depth and length; chat: the formats of conversations and tools.
 TASK_MIXES: dict[str, TaskMix] = {
+    "lists": TaskMix(
+        shares=(
+            *_mix({"kv": 4}, **FEW_PAIRS).shares,
+            *_mix({"needle": 3}, chat_share=0.7, thinking_share=0.0).shares,
+            *_mix({"copy": 1}).shares,
+        )
+    ),
     "recall": TaskMix(
         shares=(
-            TaskShare(
-                task="kv", share=5, knobs=TASKS["kv"].knobs(**DENSE_PAIRS, chat_share=0.2, target_tokens=UP_TO_A_ROW)
-            ),
+            *_mix({"kv": 5}, **MORE_PAIRS).shares,
             *_mix(
-                {"kv": 2, "needle": 3, "last-wins": 1, "chain": 1, "dict": 1, "code-recall": 1, "list-index": 1}
+                {"kv": 2, "needle": 5, "last-wins": 1, "chain": 1, "dict": 1, "code-recall": 1, "list-index": 1}
                 | {"copy": 2, "reverse": 0.5, "count": 0.5},
                 target_tokens=UP_TO_A_ROW,
             ).shares,

@@ -112,14 +112,16 @@ def test_schedules_without_a_part() -> None:
 
 
 def test_adamw_is_that_of_torch() -> None:
-    config = dataclasses.replace(CONFIG, muon=False, embed_lr_mult=3.0, decay_1d=0.02)
+    config = dataclasses.replace(CONFIG, muon=False, embed_lr_mult=3.0, head_lr_mult=0.5, table_eps=1e-3, decay_1d=0.02)
+    rates, tables = {"embed.weight": 0.03, "head.weight": 0.005}, ("embed.weight", "head.weight")
     model, twin = new_model(), new_model()
     optimizer = Optimizer(model, config)
     groups = [
         {
             "params": [twin.get_parameter(name)],
             "weight_decay": rule.decay,
-            "lr": 0.03 if name == "embed.weight" else 0.01,
+            "lr": rates.get(name, 0.01),
+            "eps": 1e-3 if name in tables else 1e-20,
         }
         for name, rule in optimizer.treatments.items()
     ]
@@ -132,6 +134,21 @@ def test_adamw_is_that_of_torch() -> None:
         oracle.step()
     for name, parameter in optimizer.parameters.items():
         torch.testing.assert_close(parameter, twin.get_parameter(name), atol=1e-7, rtol=2e-6)
+
+
+@pytest.mark.parametrize(("table_eps", "stays"), [(1e-20, False), (1e-3, True)])
+def test_rows_of_tokens_that_hardly_occur(table_eps: float, stays: bool) -> None:
+    """Gradients of a head row that is never right are tiny and of one sign: without a floor it moves like any."""
+    model = new_model()
+    optimizer = Optimizer(model, dataclasses.replace(CONFIG, table_eps=table_eps, weight_decay=0.0))
+    before = model.head.weight.detach().clone()
+    for seed in range(5):
+        give_gradients(model, seed)
+        model.head.weight.grad[100:] = 1e-6
+        optimizer.step(0.01)
+    moved = (model.head.weight - before).abs().mean(1)
+    assert moved[:100].min() > 0.005
+    assert (moved[100:].max() < 1e-4) == stays
 
 
 def test_router_biases_are_left_alone() -> None:

@@ -38,7 +38,8 @@ def asked_for(keys: list[str], question: str) -> str:
 
 def solve_kv(text: str, question: str) -> str:
     pairs = dict(re.findall(r"^- (.*): (.*)$", text, re.MULTILINE))
-    return pairs[asked_for(list(pairs), question)]
+    key = asked_for(list(pairs), question)
+    return f"- {key}: {pairs[key]}"
 
 
 def solve_needle(text: str, question: str) -> str:
@@ -49,15 +50,16 @@ def solve_needle(text: str, question: str) -> str:
 
 def solve_last_wins(text: str, question: str) -> str:
     updates = told(UPDATE, text)
-    return dict(updates)[asked_for([key for key, _ in updates], question)]
+    key = asked_for([key for key, _ in updates], question)
+    return f"At the end {key} is {dict(updates)[key]}"
 
 
 def solve_chain(text: str, question: str) -> str:
     links = dict(told(LINK, text))
-    key = asked_for(list(links), question)
+    key = asked = asked_for(list(links), question)
     while key in links:
         key = links[key]
-    return key
+    return f"So in the end {asked} is {key}"
 
 
 def solve_dict(text: str, question: str) -> str:
@@ -75,16 +77,17 @@ def solve_code_recall(text: str, question: str) -> str:
 
 def solve_list_index(text: str, question: str) -> str:
     [number] = re.findall(r"\d+", question)
-    return dict(re.findall(r"^(\d+)\. (.*)$", text, re.MULTILINE))[number]
+    [line] = re.findall(rf"^{number}\. .*$", text, re.MULTILINE)
+    return str(line)
 
 
 def solve_copy(text: str, question: str) -> str:
-    [row] = re.findall(r"^Row: (.*)$", text, re.MULTILINE)
-    return row
+    [row] = re.findall(r"^Row: .*$", text, re.MULTILINE)
+    return str(row)
 
 
 def solve_reverse(text: str, question: str) -> str:
-    return " ".join(solve_copy(text, question).split()[::-1])
+    return " ".join(["Backwards:", *solve_copy(text, question).split()[:0:-1]])
 
 
 def solve_count(text: str, question: str) -> str:
@@ -115,7 +118,9 @@ def test_the_fact_of_a_needle_is_the_only_one_about_its_name() -> None:
     for sample in samples("needle", 60, chat_share=1, target_tokens=(600, 900)):
         line = solve_needle(*text_and_question(sample))
         assert line == sample.metadata["fact"]
-        assert sample.answer in line
+        name, value = sample.metadata["keys"]
+        assert re.fullmatch(rf"The [a-z ]+ of {name} is {value}", sample.answer)
+        assert value in line
     cued = [make("needle", seed, chat_share=0, cue_share=1).segments[-2].text for seed in range(20)]
     assert all(re.fullmatch(r"The [a-z ]+ of [A-Z][a-z]+ is", cue) for cue in cued)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import random
+import re
 from typing import Any
 
 import pytest
@@ -209,3 +210,22 @@ def test_marks_spelled_in_the_haystack_stay_text(tokenizer: Tokenizer) -> None:
         assert ids.count(tokenizer.encode_special(USER)) == num_turns
         assert ids.count(tokenizer.encode_special(ASSISTANT)) == num_turns
         assert ids.count(tokenizer.eos_id) == max(1, num_turns)
+
+
+@pytest.mark.parametrize("name", ["kv", "needle", "last-wins", "chain", "list-index", "copy"])
+def test_an_answer_of_a_conversation_has_the_tokens_that_it_has_in_the_text(name: str, tokenizer: Tokenizer) -> None:
+    """A word at the start of a turn is another token than behind a space: it would have to be spelled, not copied."""
+    found = 0
+    for seed in range(20):
+        sample = made(name, tokenizer, seed, chat_share=1, thinking_share=0)
+        prompt = last_prompt(sample, tokenizer).token_ids
+        value = next(
+            sample.answer.removeprefix(lead)
+            for lead in (sample.answer.split(":")[0] + ":", *re.findall(r"^.*? is|^\d+\.", sample.answer))
+            if sample.answer.startswith(lead)
+        )
+        assert value.startswith(" "), sample.answer
+        wanted = tokenizer.encode(value)
+        assert tokenizer.encode(sample.answer)[-len(wanted) :] == wanted
+        found += any(prompt[i : i + len(wanted)] == wanted for i in range(len(prompt)))
+    assert found >= 18  # a line end or a full stop may merge with the last of them

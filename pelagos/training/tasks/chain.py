@@ -66,6 +66,7 @@ def build(draw: Draw, knobs: ChainKnobs) -> Item:
         answer=asked[-1],
         reasoning=", ".join(f"{key} is {value}" for key, value in pairwise(asked)) + ".",
         cue=f"So in the end {asked[0]} is",
+        lead=f"So in the end {asked[0]} is",
     )
     return Item(pieces=tuple(pieces), exchanges=(exchange,), metadata={"keys": [asked[0], asked[-1]], "hops": num_hops})
 

@@ -50,10 +50,15 @@ def compose(item: Item, form: Form, gaps: Sequence[str] = ()) -> Sample:
         tools=item.tools,
         thinking=form.thinking,
         quick=item.quick[0] if item.quick else None,
-        answer=item.quick[1] if item.quick else exchanges[-1].answer,
+        answer=item.quick[1] if item.quick else _answer(exchanges[-1], form),
         grader=item.grader,
         metadata={**item.metadata, "depth": form.depth, "target_tokens": form.num_tokens},
     )
+
+
+def _answer(exchange: Exchange, form: Form) -> str:
+    """What is to be written: in a conversation the lead too."""
+    return f"{exchange.lead} {exchange.answer}" if form.kind == "chat" and exchange.lead else exchange.answer
 
 
 def _context(item: Item, form: Form, gaps: Sequence[str]) -> Iterator[Segment]:
@@ -95,6 +100,6 @@ def _turns(context: tuple[Segment, ...], exchanges: Sequence[Exchange], form: Fo
                 yield Turn(role="tool", segments=(Segment(text=result, weight=0.0),), call_ids=(call_id,))
         yield Turn(
             role="assistant",
-            segments=(Segment(text=exchange.answer, weight=0.0 if item.quick else 1.0, answer=not item.quick),),
+            segments=(Segment(text=_answer(exchange, form), weight=0.0 if item.quick else 1.0, answer=not item.quick),),
             reasoning=exchange.reasoning if form.thinking else None,
         )

@@ -33,12 +33,18 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class Exchange:
-    """A question and its answer. ``cue``: the start of a line that the answer completes, for plain text."""
+    """A question and its answer.
+
+    ``cue``: the start of a line that the answer completes, for plain text. ``lead``: how an assistant's turn starts
+    before the answer. A word behind a space is another token than the same word at the start of a turn, so without a
+    lead the first word of an answer has to be spelled, not copied, which takes a small model far longer to learn.
+    """
 
     question: str
     answer: str
     reasoning: str = ""
     cue: str | None = None
+    lead: str | None = None
     steps: tuple[Step, ...] = ()
 
 

@@ -43,6 +43,7 @@ def build(draw: Draw, knobs: KvKnobs) -> Item:
             answer=pairs[key],
             reasoning=f"The list has {key}: {pairs[key]}.",
             cue=f"- {key}:",
+            lead=f"- {key}:",
         )
         for key in asked
     )

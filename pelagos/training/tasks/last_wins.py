@@ -59,6 +59,7 @@ def build(draw: Draw, knobs: LastWinsKnobs) -> Item:
         answer=value,
         reasoning=f"The last line about {keys[0]} says {value}.",
         cue=f"At the end {keys[0]} is",
+        lead=f"At the end {keys[0]} is",
     )
     return Item(pieces=tuple(pieces), exchanges=(exchange,), metadata={"keys": [keys[0], value]})
 

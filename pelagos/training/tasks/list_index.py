@@ -37,6 +37,7 @@ def build(draw: Draw, knobs: ListIndexKnobs) -> Item:
         answer=lines[place],
         reasoning=f"Line {place + 1} is: {lines[place]}",
         cue=f"{place + 1}.",
+        lead=f"{place + 1}.",
     )
     text = "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1))
     return Item(

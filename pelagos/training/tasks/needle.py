@@ -66,6 +66,7 @@ def build(draw: Draw, knobs: NeedleKnobs) -> Item:
             answer=fact["value"],
             reasoning=f"The text says: {piece.text}",
             cue=f"The {fact['thing']} of {fact['name']} is",
+            lead=f"The {fact['thing']} of {fact['name']} is",
         )
         for fact, piece in zip(facts, pieces, strict=True)
     )

@@ -51,6 +51,7 @@ def _build(draw: Draw, knobs: SpanKnobs, ask: Phrases, backwards: bool) -> Item:
         answer=answer,
         reasoning=f"The row has {len(row)} words.",
         cue="Backwards:" if backwards else "Row:",
+        lead="Backwards:" if backwards else "Row:",
     )
     piece = Piece(text=f"Row: {' '.join(row)}", depth=draw.depth)
     return Item(pieces=(piece,), exchanges=(exchange,), metadata={"keys": row})

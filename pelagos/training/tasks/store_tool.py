@@ -73,7 +73,8 @@ def build(draw: Draw, knobs: StoreToolKnobs) -> Item:
 
 
 def _put(draw: Draw, knobs: StoreToolKnobs, store: dict[str, str], name: str, thing: str) -> Exchange:
-    value = str(draw.number(draw.size(knobs.num_digits))) if draw.rng.random() < 0.5 else draw.words(1)
+    # No words: an argument has no space in front of it, so they would be other tokens in the call than in the question.
+    value = str(draw.number(draw.size(knobs.num_digits))) if draw.rng.random() < 0.5 else draw.name()
     key = f"{thing} of {name}"
     call = Call(name="put", arguments={"key": key, "value": value})
     step = Step(calls=(call,), results=(run_tool(call.name, call.arguments, store),), reasoning=f"I store the {key}.")
