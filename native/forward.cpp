@@ -48,12 +48,12 @@ void join_draft(const Pass& p) {
     const ModelShape& m = p.shape;
     const Draft& draft = *p.job.draft;
     int64_t D = m.width, M = m.num_streams, T = p.job.num_tokens;
-    float* x = m.rounds ? p.s.x_rounded : p.s.x;
+    Input x = rounded_x(p);
     each_token(p, [&](int64_t t, int64_t, int64_t) {
         for (int64_t j = 0; j < M; j++) {
             float* normed = p.s.x + (t * M + j) * D;
             rms_norm(p.job.streams + (t * M + j) * D, draft.hnorm, D, m.norm_eps, normed, m.bf16);
-            if (m.rounds) round_activation(normed, D, x + (t * M + j) * D);
+            if (m.rounds) round_input(normed, D, p.s.x_rounded + (t * M + j) * D, p.s.x_packed + (t * M + j) * D);
         }
     });
     p.team.wait();
@@ -64,7 +64,7 @@ void join_draft(const Pass& p) {
         float* embedded = p.s.x + t * D;
         embedding(p, t, embedded);
         rms_norm(embedded, draft.enorm, D, m.norm_eps, embedded, m.bf16);
-        if (m.rounds) round_activation(embedded, D, x + t * D);
+        if (m.rounds) round_input(embedded, D, p.s.x_rounded + t * D, p.s.x_packed + t * D);
     });
     p.team.wait();
     Product next = product(draft.e_proj, x, T, p.s.y, m.bf16);
@@ -94,7 +94,7 @@ void read_streams(const Pass& p, const StreamWeights& w, const float* norm) {
                     pre, p.s.post + t * M, p.s.mix + t * M * M);
         mhc_collapse(streams, pre, int(M), D, 0, D, x, m.bf16);
         rms_norm(x, norm, D, m.norm_eps, x, m.bf16);
-        if (m.rounds) round_activation(x, D, p.s.x_rounded + t * D);
+        if (m.rounds) round_input(x, D, p.s.x_rounded + t * D, p.s.x_packed + t * D);
     });
     p.team.wait();
 }

@@ -21,8 +21,17 @@ struct Pass {
     const Scratch& s;
 };
 
-inline Product product(const Matrix& w, const float* x, int64_t num_rows, float* y, bool round) {
-    return {w, x, w.cols, nullptr, num_rows, y, w.rows, round};
+// Rows of numbers that products take, and the same numbers packed for products of pairs (nullptr: they are not rounded).
+struct Input {
+    const float *plain, *packed;
+    Input(const float* x, const float* packed_x = nullptr) : plain(x), packed(packed_x) {}
+    const float* of(const Matrix& w) const { return pairs(w) ? packed : plain; }
+    bool pairs(const Matrix& w) const { return w.pairs && packed; }
+    Input from(int64_t floats) const { return {plain + floats, packed ? packed + floats : nullptr}; }  // a later row
+};
+
+inline Product product(const Matrix& w, const Input& x, int64_t num_rows, float* y, bool round) {
+    return {w, x.of(w), w.cols, nullptr, num_rows, y, w.rows, round, x.pairs(w)};
 }
 
 // Position and sequence of every token of this thread's share: work(token, sequence, position).
@@ -114,10 +123,12 @@ inline void keep_pairs(const CompressorWeights& c, int m, const SequenceStep& st
     }
 }
 
+inline Input rounded_x(const Pass& p) { return p.shape.rounds ? Input(p.s.x_rounded, p.s.x_packed) : Input(p.s.x); }
+
 inline void first_products(const Pass& p, const Layer& layer) {
     int64_t T = p.job.num_tokens;
-    const float* rounded = p.shape.rounds ? p.s.x_rounded : p.s.x;
-    Product jobs[7] = {product(layer.wq_a, rounded, T, p.s.latent, p.shape.bf16), product(layer.wkv, rounded, T, p.s.row, p.shape.bf16)};
+    Input x = rounded_x(p);
+    Product jobs[7] = {product(layer.wq_a, x, T, p.s.latent, p.shape.bf16), product(layer.wkv, x, T, p.s.row, p.shape.bf16)};
     int num = 2;
     if (layer.ratio) {
         jobs[num++] = product(layer.compressor.wkv, p.s.x, T, p.s.values, false);
@@ -143,7 +154,7 @@ inline void finish_projections(const Pass& p, const Layer& layer) {
     each_token(p, [&](int64_t t, int64_t, int64_t position) {
         float* latent = p.s.latent + t * m.query_rank;
         rms_norm(latent, layer.q_norm, m.query_rank, m.norm_eps, latent, m.bf16);
-        if (m.rounds) round_activation(latent, m.query_rank, p.s.latent_rounded + t * m.query_rank);
+        if (m.rounds) round_input(latent, m.query_rank, p.s.latent_rounded + t * m.query_rank, p.s.latent_packed + t * m.query_rank);
         float* row = p.s.row + t * m.head_dim;
         rms_norm(row, layer.kv_norm, m.head_dim, m.norm_eps, row, m.bf16);
         rotate(row + m.head_dim - m.rope_dim, p.s.cos[layer.rotation] + t * half, p.s.sin[layer.rotation] + t * half, half, false, m.bf16);
@@ -156,7 +167,7 @@ inline void finish_projections(const Pass& p, const Layer& layer) {
 
 // Query projections; beside them the windows that are now complete.
 inline void second_products(const Pass& p, const Layer& layer) {
-    const float* latent = p.shape.rounds ? p.s.latent_rounded : p.s.latent;
+    Input latent = p.shape.rounds ? Input(p.s.latent_rounded, p.s.latent_packed) : Input(p.s.latent);
     Product jobs[2] = {product(layer.wq_b, latent, p.job.num_tokens, p.s.q, p.shape.bf16)};
     if (layer.has_index) jobs[1] = product(layer.index_wq_b, latent, p.job.num_tokens, p.s.index_q, p.shape.bf16);
     linear_kernels.linear(p.team, jobs, layer.has_index ? 2 : 1);
@@ -295,8 +306,8 @@ inline void round_grouped(const Pass& p) {  // groups of 128 numbers, so any mul
     Range mine = p.team.share(p.job.num_tokens * blocks);
     for (int64_t item = mine.begin; item < mine.end; item++) {
         int64_t begin = item % blocks * 128;
-        float* x = p.s.grouped + item / blocks * size + begin;
-        round_activation(x, std::min<int64_t>(128, size - begin), x);
+        float *x = p.s.grouped + item / blocks * size + begin, *packed = p.s.grouped_packed + item / blocks * size + packed_at(begin);
+        round_input(x, std::min<int64_t>(128, size - begin), x, packed);
     }
 }
 
@@ -331,7 +342,8 @@ inline void attention_block(const Pass& p, const Layer& layer, int number) {
         round_grouped(p);
         team.wait();
     }
-    Product last = product(layer.wo_b, p.s.grouped, p.job.num_tokens, p.s.y, p.shape.bf16);
+    Input grouped = p.shape.rounds ? Input(p.s.grouped, p.s.grouped_packed) : Input(p.s.grouped);
+    Product last = product(layer.wo_b, grouped, p.job.num_tokens, p.s.y, p.shape.bf16);
     linear_kernels.linear(team, &last, 1);
     team.wait();
 }

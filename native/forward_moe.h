@@ -4,6 +4,8 @@
 #include "forward_attention.h"
 #include "moe.h"
 
+#include <utility>
+
 namespace pelagos::PELAGOS_ISA {
 
 // Slots are (token, expert) pairs in the order of experts, then tokens; behind them one slot per token for the shared expert.
@@ -46,22 +48,23 @@ inline void sort_slots(const Pass& p) {
 // Gate and up products, or down products, of all experts that have tokens. By one thread.
 inline int expert_products(const Pass& p, const Layer& layer, bool down) {
     const ModelShape& m = p.shape;
-    const float* x = m.rounds ? p.s.x_rounded : p.s.x;
-    const float* h = m.rounds ? p.s.expert_rounded : p.s.gate;
+    Input x = rounded_x(p), h = m.rounds ? Input(p.s.expert_rounded, p.s.expert_packed) : Input(p.s.gate);
     int num = 0;
     for (int u = 0; u < p.s.counts[m.num_experts + 1]; u++) {
         int e = p.s.experts_used[u];
         int64_t slot = p.s.counts[e], count = p.s.counts[e + 1] - slot, F = m.expert_dim, D = m.width;
         if (down) {
-            p.s.products[num++] = {layer.w2[e], h + slot * F, F, nullptr, count, p.s.expert_out + slot * D, D, false};
+            p.s.products[num++] = product(layer.w2[e], h.from(slot * F), count, p.s.expert_out + slot * D, false);
         } else {
-            p.s.products[num++] = {layer.w1[e], x, D, p.s.slot_tokens + slot, count, p.s.gate + slot * F, F, false};
-            p.s.products[num++] = {layer.w3[e], x, D, p.s.slot_tokens + slot, count, p.s.up + slot * F, F, false};
+            for (const auto& [w, y] : {std::pair(layer.w1[e], p.s.gate), std::pair(layer.w3[e], p.s.up)}) {
+                p.s.products[num] = product(w, x, count, y + slot * F, false);
+                p.s.products[num++].row_ids = p.s.slot_tokens + slot;
+            }
         }
     }
     int64_t shared = p.job.num_tokens * m.num_chosen, T = p.job.num_tokens, F = m.expert_dim;
     if (down) {
-        p.s.products[num++] = product(layer.shared_w2, h + shared * F, T, p.s.expert_out + shared * m.width, false);
+        p.s.products[num++] = product(layer.shared_w2, h.from(shared * F), T, p.s.expert_out + shared * m.width, false);
     } else {
         p.s.products[num++] = product(layer.shared_w1, x, T, p.s.gate + shared * F, false);
         p.s.products[num++] = product(layer.shared_w3, x, T, p.s.up + shared * F, false);
@@ -80,7 +83,7 @@ inline void activate(const Pass& p) {
         float weight = place < routed ? p.s.weights[place] : 1.0f;
         float* gate = p.s.gate + slot * F + begin;
         clamped_swiglu(gate, p.s.up + slot * F + begin, count, m.has_limit, m.limit, weight, gate, m.bf16);
-        if (m.rounds) round_activation(gate, count, p.s.expert_rounded + slot * F + begin);
+        if (m.rounds) round_input(gate, count, p.s.expert_rounded + slot * F + begin, p.s.expert_packed + slot * F + packed_at(begin));
     }
 }
 

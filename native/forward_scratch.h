@@ -4,6 +4,8 @@
 #include <algorithm>
 
 #include "forward.h"
+#include "linear_pairs.h"
+#include "rounding.h"
 #include "simd.h"
 
 namespace pelagos::PELAGOS_ISA {
@@ -15,6 +17,12 @@ inline void round_all(float* x, int64_t n) {  // to BF16 values
         int width = int(std::min<int64_t>(LANES, n - i));
         store_n(x + i, round_bf16(load_n(x + i, width)), width);
     }
+}
+
+// The input of FP8 and FP4 products of a rounding model, also as products of pairs take it. rounded may be x.
+inline void round_input(const float* x, int64_t n, float* rounded, float* packed) {
+    round_activation(x, n, rounded);
+    pack_row(rounded, n, packed);
 }
 
 class Cutter {
@@ -37,16 +45,16 @@ class Cutter {
 struct Scratch {
     float *cos[2], *sin[2];      // [T, R / 2] of either rotation table
     float *z, *pre, *post, *mix; // mHC of the current sub-block
-    float *x, *x_rounded;        // [T, D] its normed input, and that as FP8 products take it
-    float *latent, *latent_rounded, *q, *row, *values, *gates, *index_values, *index_gates, *index_q, *head_weights;
+    float *x, *x_rounded, *x_packed;  // [T, D] its normed input, and that as FP8 products take it (round_input)
+    float *latent, *latent_rounded, *latent_packed, *q, *row, *values, *gates, *index_values, *index_gates, *index_q, *head_weights;
     float *window;               // [sum of (window - 1 + n), C]
-    float *attended, *grouped;   // [T, H C], [T, G O]
+    float *attended, *grouped, *grouped_packed;  // [T, H C], [T, G O]
     float *y;                    // [T, D] a sub-block's output
     float *scores, *weights;     // router: [T, E], [T, K]
     int32_t *chosen, *slot_tokens, *slot_of, *experts_used;  // [T, K], tokens by expert, the inverse, experts with tokens
     int32_t *counts;             // [E + 1] first slot of each expert, and a counter of experts used
     float *gate, *up, *expert_out;  // [T (K + 1), F] twice, [T (K + 1), D]
-    float *expert_rounded;       // [T (K + 1), F]
+    float *expert_rounded, *expert_packed;  // [T (K + 1), F]
     int32_t *chosen_rows;        // [T, top-k]
     Product* products;
     AttendQuery* queries;
@@ -87,8 +95,10 @@ inline Scratch cut(const ForwardJob& job, int num_threads, const AttentionKernel
     s.mix = cutter.take<float>(T * m.num_streams * m.num_streams);
     s.x = cutter.take<float>(T * D * (job.draft ? m.num_streams : 1));
     s.x_rounded = cutter.take<float>(T * D * (job.draft ? m.num_streams : 1));
+    s.x_packed = cutter.take<float>(T * D * (job.draft ? m.num_streams : 1));
     s.latent = cutter.take<float>(T * m.query_rank);
     s.latent_rounded = cutter.take<float>(T * m.query_rank);
+    s.latent_packed = cutter.take<float>(T * m.query_rank);
     s.q = cutter.take<float>(T * heads);
     s.row = cutter.take<float>(T * m.head_dim);
     s.values = cutter.take<float>(T * pairs);
@@ -100,6 +110,7 @@ inline Scratch cut(const ForwardJob& job, int num_threads, const AttentionKernel
     s.window = cutter.take<float>((T + job.num_sequences * window) * m.head_dim);
     s.attended = cutter.take<float>(T * heads);
     s.grouped = cutter.take<float>(T * m.num_groups * m.output_rank);
+    s.grouped_packed = cutter.take<float>(T * m.num_groups * m.output_rank);
     s.y = cutter.take<float>(T * D * (job.draft ? m.num_streams : 1));
     s.scores = cutter.take<float>(T * m.num_experts);
     s.weights = cutter.take<float>(T * m.num_chosen);
@@ -111,6 +122,7 @@ inline Scratch cut(const ForwardJob& job, int num_threads, const AttentionKernel
     s.gate = cutter.take<float>(slots * m.expert_dim);
     s.up = cutter.take<float>(slots * m.expert_dim);
     s.expert_rounded = cutter.take<float>(slots * m.expert_dim);
+    s.expert_packed = cutter.take<float>(slots * m.expert_dim);
     s.expert_out = cutter.take<float>(slots * D);
     s.chosen_rows = cutter.take<int32_t>(T * m.index_topk);
     s.products = cutter.take<Product>(2 * m.num_experts + m.num_groups + 8);

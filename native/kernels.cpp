@@ -13,6 +13,7 @@ namespace pelagos {
 namespace generic { Kernels table(); }
 namespace avx2 { Kernels table(); }
 namespace avx512 { Kernels table(); }
+namespace avx512_bf16 { Kernels table(); }
 namespace neon { Kernels table(); }
 
 namespace {
@@ -25,10 +26,15 @@ bool has_avx2() {
            __builtin_cpu_supports("f16c");
 }
 #endif
-#if defined(PELAGOS_HAS_AVX512)
+#if defined(PELAGOS_HAS_AVX512) || defined(PELAGOS_HAS_AVX512_BF16)
 bool has_avx512() {
     return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni");
+}
+#endif
+#if defined(PELAGOS_HAS_AVX512_BF16)
+bool has_avx512_bf16() {
+    return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
 }
 #endif
 #if defined(PELAGOS_HAS_NEON)
@@ -48,6 +54,9 @@ struct Build {
 };
 
 constexpr Build BUILDS[] = {  // best first
+#if defined(PELAGOS_HAS_AVX512_BF16)
+    {"avx512_bf16", has_avx512_bf16, avx512_bf16::table},
+#endif
 #if defined(PELAGOS_HAS_AVX512)
     {"avx512", has_avx512, avx512::table},
 #endif

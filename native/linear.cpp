@@ -1,11 +1,12 @@
 // Matrix products with stored weights.
 //
-// An output is one chain of 16 lanes over the columns (simd.h), whatever path computes it: few rows of x go straight through the
+// An output is one chain of 16 lanes over the columns (linear.h), whatever path computes it: few rows of x go straight through the
 // stored codes (bound by memory), many go through blocks of decoded weights (bound by arithmetic).
 #include "linear.h"
 
 #include "linear_decode.h"
-#include "norm_rope.h"
+#include "linear_pairs.h"
+#include "linear_tile.h"
 #include "simd.h"
 
 namespace pelagos::PELAGOS_ISA {
@@ -13,39 +14,11 @@ namespace pelagos::PELAGOS_ISA {
 namespace {
 
 #if defined(PELAGOS_AVX512)
-constexpr int MANY = 6, WIDE = 4;  // rows of x, rows of w of the blocked kernel: 24 of 32 registers are sums
-constexpr int FEW = 8;             // rows of x up to which codes are decoded in registers
 constexpr int VECTOR_ROWS[FEW + 1] = {0, 8, 8, 4, 4, 3, 3, 2, 2};  // of w, by rows of x
-#elif defined(PELAGOS_AVX2)
-constexpr int MANY = 3, WIDE = 2;  // a vector is two registers: 12 of 16 are sums
-constexpr int FEW = 4;
-constexpr int VECTOR_ROWS[FEW + 1] = {0, 4, 2, 2, 1};
 #else
-constexpr int MANY = 4, WIDE = 2;
-constexpr int FEW = 4;
 constexpr int VECTOR_ROWS[FEW + 1] = {0, 4, 2, 2, 1};
 #endif
-constexpr int VECTOR_BLOCK = 8;   // rows of w that one thread takes at a time, with few rows of x
-constexpr int ROW_BLOCK = 32, COLUMN_BLOCK = 512, TOKEN_BLOCK = 60;  // of the blocked kernel: 64 KB of weights, 120 KB of x, 120 KB of sums
-
-// Whether one of n codes of E4M3, a multiple of 16, is NaN.
-inline bool has_nan_codes(const uint8_t* codes, int64_t n) {
-#if defined(PELAGOS_AVX512) || defined(PELAGOS_AVX2)
-    const __m128i size = _mm_set1_epi8(0x7f);
-    __m128i found = _mm_setzero_si128();
-    for (int64_t i = 0; i < n; i += 16) {
-        __m128i v = _mm_loadu_si128((const __m128i*)(codes + i));
-        found = _mm_or_si128(found, _mm_cmpeq_epi8(_mm_and_si128(v, size), size));
-    }
-    return !_mm_testz_si128(found, found);
-#else
-    bool found = false;
-    for (int64_t i = 0; i < n; i++) found |= (codes[i] & 0x7f) == 0x7f;
-    return found;
-#endif
-}
-
-inline const float* row_of(const Product& job, int64_t r) { return job.x + (job.row_ids ? job.row_ids[r] : r) * job.x_stride; }
+constexpr int VECTOR_BLOCK = 8;  // rows of w that one thread takes at a time, with few rows of x
 
 // What makes values of the codes of one row and block.
 template <Format F>
@@ -108,10 +81,7 @@ inline void multiply_codes(const Product& job, int64_t n) {
     }
     for (int r = 0; r < R; r++) {
         bool broken = F == Format::fp8 && has_nan_codes(codes[r], w.cols);
-        for (int t = 0; t < T; t++) {
-            float y = broken ? NAN : sum(total[r][t]);
-            job.y[t * job.y_stride + n + r] = job.round ? round_bf16(y) : y;
-        }
+        for (int t = 0; t < T; t++) put_result(job, t, n + r, broken ? NAN : sum(total[r][t]));
     }
 }
 
@@ -139,52 +109,16 @@ void few_rows(const Product& job, int64_t begin, int64_t end) {
     }
 }
 
-// sums += x w^T over `count` columns, MANY rows of x and WIDE rows of w [WIDE, COLUMN_BLOCK]; sums of row t lie t * stride vectors on.
-inline void multiply_block(const float* const* x, const float* w, int64_t count, float* sums, int64_t stride) {
-    F16 total[MANY][WIDE];
-    for (int t = 0; t < MANY; t++)
-        for (int r = 0; r < WIDE; r++) total[t][r] = load(sums + (t * stride + r) * LANES);
-    int64_t k = 0;
-    for (; k + LANES <= count; k += LANES) {
-        F16 weights[WIDE];
-        for (int r = 0; r < WIDE; r++) weights[r] = load(w + r * COLUMN_BLOCK + k);
-        for (int t = 0; t < MANY; t++) {
-            F16 in = load(x[t] + k);
-            for (int r = 0; r < WIDE; r++) total[t][r] = fma(in, weights[r], total[t][r]);
-        }
+struct Plain {
+    using Vector = F16;
+    static constexpr int COLUMNS = LANES;
+    static constexpr bool HAS_REST = true;
+    static F16 get(const float* x) { return load(x); }
+    static F16 add(F16 x, F16 w, F16 total) { return fma(x, w, total); }
+    static void decode(const Matrix& w, int64_t row, int64_t begin, int count, F16* to) {
+        pelagos::PELAGOS_ISA::decode(w, row, begin, count, reinterpret_cast<float*>(to));
     }
-    if (k < count)
-        for (int t = 0; t < MANY; t++) {
-            F16 in = load_n(x[t] + k, int(count - k));
-            for (int r = 0; r < WIDE; r++) total[t][r] = fma(in, load(w + r * COLUMN_BLOCK + k), total[t][r]);
-        }
-    for (int t = 0; t < MANY; t++)
-        for (int r = 0; r < WIDE; r++) store(sums + (t * stride + r) * LANES, total[t][r]);
-}
-
-// Rows n .. n + num_w of w times rows r .. r + num_x of x, at most ROW_BLOCK and TOKEN_BLOCK.
-void multiply_tile(const Product& job, int64_t n, int num_w, int64_t r, int num_x) {
-    alignas(64) float weights[ROW_BLOCK * COLUMN_BLOCK];
-    alignas(64) float sums[TOKEN_BLOCK * ROW_BLOCK * LANES];
-    int wide = (num_w + WIDE - 1) / WIDE * WIDE, many = (num_x + MANY - 1) / MANY * MANY;
-    std::memset(sums, 0, sizeof(float) * many * ROW_BLOCK * LANES);
-    for (int64_t begin = 0; begin < job.w.cols; begin += COLUMN_BLOCK) {
-        int64_t count = std::min<int64_t>(COLUMN_BLOCK, job.w.cols - begin);
-        for (int i = 0; i < num_w; i++) decode(job.w, n + i, begin, count, weights + i * COLUMN_BLOCK);
-        for (int i = num_w; i < wide; i++) std::memset(weights + i * COLUMN_BLOCK, 0, sizeof(float) * COLUMN_BLOCK);
-        for (int t = 0; t < many; t += MANY) {
-            const float* x[MANY];
-            for (int i = 0; i < MANY; i++) x[i] = row_of(job, r + std::min(t + i, num_x - 1)) + begin;  // what is missing is not read later
-            for (int i = 0; i < wide; i += WIDE)
-                multiply_block(x, weights + i * COLUMN_BLOCK, count, sums + (t * ROW_BLOCK + i) * LANES, ROW_BLOCK);
-        }
-    }
-    for (int t = 0; t < num_x; t++)
-        for (int i = 0; i < num_w; i++) {
-            float y = sum(load(sums + (t * ROW_BLOCK + i) * LANES));
-            job.y[(r + t) * job.y_stride + n + i] = job.round ? round_bf16(y) : y;
-        }
-}
+};
 
 // How a product is cut into units of equal cost, in the order rows of w, then tiles of rows of x.
 struct Cut {
@@ -192,20 +126,24 @@ struct Cut {
     int64_t row_block, num_tiles, num_units, cost;  // cost of one unit
 
     explicit Cut(const Product& job) {
-        is_few = job.num_rows <= FEW && is_regular(job.w);
+        is_few = job.num_rows <= FEW && (job.pairs || is_regular(job.w));
         row_block = is_few ? VECTOR_BLOCK : ROW_BLOCK;
         num_tiles = is_few ? 1 : (job.num_rows + TOKEN_BLOCK - 1) / TOKEN_BLOCK;
         num_units = job.num_rows ? (job.w.rows + row_block - 1) / row_block * num_tiles : 0;
         int64_t rows = is_few ? job.num_rows : std::min<int64_t>(TOKEN_BLOCK, job.num_rows);
-        cost = row_block * job.w.cols * (code_bits(job.w.format) + 8 * rows);
+        cost = row_block * job.w.cols * (code_bits(job.w.format) + (job.pairs ? 4 * UNITS : 8) * rows);
     }
 };
 
 void run_units(const Product& job, const Cut& cut, int64_t begin, int64_t end) {
-    if (cut.is_few) return few_rows(job, begin * cut.row_block, std::min(job.w.rows, end * cut.row_block));
+    if (cut.is_few) {
+        auto few = job.pairs ? few_pairs : few_rows;
+        return few(job, begin * cut.row_block, std::min(job.w.rows, end * cut.row_block));
+    }
+    auto tile = job.pairs ? tile_pairs : multiply_tile<Plain>;
     for (int64_t unit = begin; unit < end; unit++) {
         int64_t n = unit / cut.num_tiles * ROW_BLOCK, r = unit % cut.num_tiles * TOKEN_BLOCK;
-        multiply_tile(job, n, int(std::min<int64_t>(ROW_BLOCK, job.w.rows - n)), r, int(std::min<int64_t>(TOKEN_BLOCK, job.num_rows - r)));
+        tile(job, n, int(std::min<int64_t>(ROW_BLOCK, job.w.rows - n)), r, int(std::min<int64_t>(TOKEN_BLOCK, job.num_rows - r)));
     }
 }
 
@@ -229,9 +167,14 @@ void linear(const Team& team, const Product* products, int num_products) {
     }
 }
 
+void pack_rows(const Team& team, const float* x, int64_t rows, int64_t n, float* packed) {
+    Range mine = team.share(rows);
+    for (int64_t i = mine.begin; i < mine.end; i++) pack_row(x + i * n, n, packed + i * n);
+}
+
 }  // namespace
 
 extern const LinearKernels linear_kernels;
-const LinearKernels linear_kernels = {linear};
+const LinearKernels linear_kernels = {linear, pack_rows};
 
 }  // namespace pelagos::PELAGOS_ISA

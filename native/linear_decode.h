@@ -51,13 +51,15 @@ struct Fp4Values {
         : of(_mm512_mul_ps(_mm512_setr_ps(0.0f, 0.5f, 1.0f, 1.5f, 2.0f, 3.0f, 4.0f, 6.0f,  //
                                           -0.0f, -0.5f, -1.0f, -1.5f, -2.0f, -3.0f, -4.0f, -6.0f),
                            _mm512_set1_ps(scale))) {}
-    F16 load(const uint8_t* pairs) const { return {_mm512_permutexvar_ps(fp4_codes(pairs).v, of)}; }
+    F16 of_codes(I16 codes) const { return {_mm512_permutexvar_ps(codes.v, of)}; }
+    F16 load(const uint8_t* pairs) const { return of_codes(fp4_codes(pairs)); }
 };
 #else
 struct Fp4Values {
     F16 scale;
     explicit Fp4Values(float value) : scale(set1(value)) {}
-    F16 load(const uint8_t* pairs) const { return from_e2m1(fp4_codes(pairs)) * scale; }
+    F16 of_codes(I16 codes) const { return from_e2m1(codes) * scale; }
+    F16 load(const uint8_t* pairs) const { return of_codes(fp4_codes(pairs)); }
 };
 #endif
 
@@ -74,6 +76,23 @@ constexpr bool HAS_SCALES = F == Format::fp8 || F == Format::fp4;
 template <Format F>
 inline float factor(float scale) {
     return F == Format::fp8 ? 256.0f * scale : scale;
+}
+
+// Whether one of n codes of E4M3, a multiple of 16, is NaN.
+inline bool has_nan_codes(const uint8_t* codes, int64_t n) {
+#if defined(PELAGOS_AVX512) || defined(PELAGOS_AVX2)
+    const __m128i size = _mm_set1_epi8(0x7f);
+    __m128i found = _mm_setzero_si128();
+    for (int64_t i = 0; i < n; i += 16) {
+        __m128i v = _mm_loadu_si128((const __m128i*)(codes + i));
+        found = _mm_or_si128(found, _mm_cmpeq_epi8(_mm_and_si128(v, size), size));
+    }
+    return !_mm_testz_si128(found, found);
+#else
+    bool found = false;
+    for (int64_t i = 0; i < n; i++) found |= (codes[i] & 0x7f) == 0x7f;
+    return found;
+#endif
 }
 
 // Columns under one scale in the official layouts.

@@ -16,7 +16,7 @@
 #endif
 
 #ifndef PELAGOS_ISA
-#error "PELAGOS_ISA must name the instruction set: avx512, avx2, neon or generic"
+#error "PELAGOS_ISA must name the instruction set: avx512_bf16, avx512, avx2, neon or generic"
 #endif
 
 namespace pelagos::PELAGOS_ISA {

@@ -18,6 +18,7 @@ struct Matrix {
     int32_t block_rows = 1, block_cols = 1;
     int64_t rows = 0, cols = 0;
     int64_t first_row = 0;
+    bool pairs = false;  // products with rounded rows may be those of pairs: linear.h
 };
 
 // How one cached row of `size` numbers lies in memory. The last num_rope of them were rotated (attention rows alone).

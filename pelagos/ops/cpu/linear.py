@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pelagos.common.errors import UsageError
 from pelagos.ops.cpu.arguments import activation, kernels
+from pelagos.ops.cpu.rounding import round_activation
 from pelagos.ops.reference.linear import Matrix
 
 _FLOAT_FORMATS = {torch.float32: 0, torch.bfloat16: 1}  # numbers of native/types.h
@@ -37,6 +38,7 @@ class NativeMatrix:
             layout = (kind, codes.data_ptr(), scales.data_ptr(), scales.dtype == torch.float32, *block)
         self.shape = (rows, columns)
         self.handle = kernels().Matrix(*layout, rows, columns, 0)
+        self.pairs: bool = self.handle.pairs  # whether rounded_linear computes products of pairs
 
 
 def linear(x: Tensor, weight: Matrix, *, out_dtype: torch.dtype | None = None) -> Tensor:
@@ -49,12 +51,32 @@ def grouped_linear(x: Tensor, weight: Matrix, *, num_groups: int) -> Tensor:
     return _product(x.flatten(-2), NativeMatrix(weight), num_groups, x.dtype)
 
 
-def _product(x: Tensor, weight: NativeMatrix, num_groups: int, out_dtype: torch.dtype) -> Tensor:
+def rounded_linear(x: Tensor, weight: Matrix) -> Tensor:
+    """linear(round_activation(x), weight) as the native forward pass of a rounding model computes it, float32.
+
+    Shapes and errors of ops.reference.linear.linear. FP8 and FP4 weights in the official layouts take products of
+    pairs, see native/linear.h: another order of the sum than that of ``linear``.
+    """
+    matrix, rounded = NativeMatrix(weight), round_activation(x)
+    if not matrix.pairs:
+        return _product(rounded, matrix, 1, torch.float32)
+    rows = _rows(rounded, matrix.shape[1]).float()
+    y = torch.empty(rows.shape[0], matrix.shape[0])
+    packed = torch.empty_like(rows)
+    kernels().linear_pairs(matrix.handle, rows.data_ptr(), rows.shape[0], packed.data_ptr(), y.data_ptr())
+    return y.reshape(*x.shape[:-1], matrix.shape[0])
+
+
+def _rows(x: Tensor, num_columns: int) -> Tensor:
     rows, _ = activation("x", x)
+    if rows.shape[-1] != num_columns:
+        raise UsageError(f"x must have {num_columns} columns, not {rows.shape[-1]}")
+    return rows.reshape(-1, num_columns)
+
+
+def _product(x: Tensor, weight: NativeMatrix, num_groups: int, out_dtype: torch.dtype) -> Tensor:
     num_out, num_in = weight.shape
-    if rows.shape[-1] != num_in * num_groups:
-        raise UsageError(f"x must have {num_in * num_groups} columns, not {rows.shape[-1]}")
-    flat = rows.reshape(-1, rows.shape[-1])
+    flat = _rows(x, num_in * num_groups)
     y = torch.empty(flat.shape[0], num_out)
     kernels().linear(weight.handle, num_groups, flat.data_ptr(), flat.shape[0], y.data_ptr(), False)
     return y.to(out_dtype).reshape(*x.shape[:-1], num_out)
