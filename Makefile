@@ -3,11 +3,12 @@
 VENV := .venv
 BIN := $(VENV)/bin
 SANITIZED_TESTS := tests/native tests/ops/cpu tests/model/test_native.py
+CLIENTS := .venv-clients
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 ARGS :=
 
-.PHONY: help install serve test test-all lint format sanitize constraints clean
+.PHONY: help install serve test test-all test-clients lint format sanitize constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -25,6 +26,19 @@ test: lint ## lint, then all tests but the slow ones
 
 test-all: lint ## lint, then all tests: minutes and gigabytes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+# Clients bring hundreds of megabytes, and versions of libraries that are not ours to choose: an environment of their own.
+test-clients: install ## real clients of others against a server: downloads them into .venv-clients, some minutes
+	@set -e; made_from=$$(pwd; cat tests/clients/requirements.txt tests/clients/package.json | cksum); \
+	if [ "$$(cat $(CLIENTS)/.installed 2>/dev/null)" != "$$made_from" ]; then \
+		$(BIN)/python -m venv --clear $(CLIENTS); \
+		$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --quiet -r tests/clients/requirements.txt; \
+		if command -v npm > /dev/null; then \
+			cp tests/clients/package.json $(CLIENTS)/; \
+			npm install --prefix $(CLIENTS) --no-audit --no-fund --silent; fi; \
+		printf '%s\n' "$$made_from" > $(CLIENTS)/.installed; \
+	fi; \
+	$(BIN)/python tests/clients/run.py $(CLIENTS) --node "$$(command -v node || true)"
 
 lint: install ## check style and types
 	$(BIN)/python -m ruff check

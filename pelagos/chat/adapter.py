@@ -92,6 +92,15 @@ def continues(request: Request) -> Continues | None:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Turn:
+    """An assistant message of a conversation; ``calls``: id, name and arguments of each."""
+
+    content: str
+    reasoning: str | None
+    calls: tuple[tuple[str, str, str], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Conversion:
     """A request of one of the three protocols as a conversation: what to render, and how its answer is to be read."""
 
@@ -123,6 +132,20 @@ class Conversion:
                 },
             }
             for tool in self.request.conversation.tools
+        ]
+
+    @property
+    def turns(self) -> list[Turn]:
+        """The assistant messages, in their order. The prompt has one assistant mark for each, and one more at its end
+        unless the last of them is to be continued."""
+        return [
+            Turn(
+                content=message.content,
+                reasoning=message.reasoning_content,
+                calls=tuple((call.id, call.name, call.arguments) for call in message.tool_calls or ()),
+            )
+            for message in self.request.conversation.messages
+            if message.role == "assistant"
         ]
 
     @property

@@ -7,10 +7,10 @@ not UTF-8, which it would otherwise collect for ever, at a cost that grows with 
 import json
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, SupportsIndex
 
-from pelagos.chat.adapter import AnswerStream, Continues, FinishReason, Logprob
+from pelagos.chat.adapter import AnswerStream, Continues, Conversion, FinishReason, Logprob, Turn
 from pelagos.chat.render import RenderedPrompt
 from pelagos.chat.tokenizer import THINK_END, IncrementalDecoder, Tokenizer
 from pelagos.common.errors import TokenizerError
@@ -287,6 +287,26 @@ class OutputParser:
                 assert delta.index is not None
                 self._calls[delta.index][1].append(delta.text)
         return deltas
+
+
+def turn_of(conversion: Conversion, tokenizer: Tokenizer, ids: Sequence[int]) -> Turn:
+    """A whole answer to a request as the conversation would hold it, whatever the request's protocol; ids without text
+    are skipped. The ids of its calls are random."""
+    stream = AnswerStream.of_request(
+        replace(conversion, protocol="chat"), tokenizer.official, response_id="", model="", created=0
+    )
+    feed = TokenFeed(tokenizer, stream, chat_chunk_reasons, skips_unknown=True)
+    stream.ready()
+    for _ in feed.push(ids):
+        pass
+    feed.finish()
+    message = stream.collected["choices"][0]["message"]
+    calls = [(call["id"], call["function"]) for call in message.get("tool_calls") or ()]
+    return Turn(
+        content=message.get("content") or "",
+        reasoning=message.get("reasoning_content"),
+        calls=tuple((call_id, function["name"], function["arguments"]) for call_id, function in calls),
+    )
 
 
 def chat_chunk_reasons(chunk: dict[str, Any]) -> bool:

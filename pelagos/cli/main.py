@@ -67,6 +67,11 @@ COMMANDS = {
         function="bench_offline_command",
         help="Measure the engine on many requests.",
     ),
+    "bench serving": CommandPlace(
+        module="pelagos.cli.bench_serving",
+        function="bench_serving_command",
+        help="Measure what a server's users wait for.",
+    ),
     "doctor": CommandPlace(
         module="pelagos.cli.doctor",
         function="doctor_command",

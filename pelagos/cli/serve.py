@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -40,9 +40,18 @@ KeyFile = Annotated[
 CorsOrigin = Annotated[
     list[str], _option("A web origin that may call the server; may be given many times.", panel="Network")
 ]
+HttpServer = Annotated[
+    Literal["uvicorn", "granian"],
+    _option("What speaks HTTP; granian needs the extra granian.", "--server", panel="Network"),
+]
 Open = Annotated[bool, _option("Open the chat page in a browser.", "--open", panel="Network")]
 JsonLogs = Annotated[bool, _option("Log JSON lines.", "--json-logs", panel="Operation")]
-Trace = Annotated[bool, _option("One OpenTelemetry span for each request.", "--trace", panel="Operation")]
+Trace = Annotated[
+    bool, _option("One OpenTelemetry span for each request; needs the extra trace.", "--trace", panel="Operation")
+]
+VllmMetrics = Annotated[
+    bool, _option("vLLM's names too on /metrics, for dashboards made for it.", "--vllm-metrics", panel="Operation")
+]
 StoreDir = Annotated[
     Path | None,
     _option("Folder of stored responses. Default: in memory, gone at the end.", panel="Operation", metavar="DIR"),
@@ -68,9 +77,11 @@ def serve_command(
     port: Port = 8000,
     api_key_file: KeyFile = None,
     cors_origin: CorsOrigin = [],  # noqa: B006
+    http_server: HttpServer = "uvicorn",
     open_page: Open = False,
     json_logs: JsonLogs = False,
     trace: Trace = False,
+    vllm_metrics: VllmMetrics = False,
     store_dir: StoreDir = None,
     request_timeout: Timeout = None,
     drain_seconds: DrainSeconds = 30.0,
@@ -88,10 +99,16 @@ def serve_command(
     model = model_place(model)
     from pelagos.serving.auth import Keys
     from pelagos.serving.config import ServingConfig
+    from pelagos.serving.granian_server import check_granian
     from pelagos.serving.server import open_socket
+    from pelagos.serving.tracing import configure
 
     if api_key_file is not None:
         Keys(api_key_file)  # a bad file is found now, not after a model was loaded
+    if trace:
+        configure()
+    if http_server == "granian":
+        check_granian()
     config = ServingConfig(
         host=host,
         port=port,
@@ -100,6 +117,7 @@ def serve_command(
         api_key_file=api_key_file,
         cors_origins=tuple(cors_origin),
         trace=trace,
+        vllm_metrics=vllm_metrics,
         store_dir=store_dir,
         request_timeout=request_timeout,
         drain_seconds=drain_seconds,
@@ -111,7 +129,7 @@ def serve_command(
         words = _tokenizer(Path(model), tokenizer, loaded)
         cache_bytes = None if ram_cache is None else int(ram_cache * GIB)
         engine_options = {"cache_bytes": cache_bytes, "max_running": max_running, "max_waiting": max_waiting}
-        _serve(config, listener, loaded, words, Path(model), engine_options, open_page)
+        _serve(config, listener, loaded, words, Path(model), engine_options, open_page, http_server)
     finally:
         listener.close()
 
@@ -124,6 +142,7 @@ def _serve(
     folder: Path,
     engine_options: dict[str, Any],
     open_page: bool,
+    http_server: str,
 ) -> None:
     from dataclasses import replace
 
@@ -131,6 +150,7 @@ def _serve(
     from pelagos.engine.config import EngineConfig
     from pelagos.engine.engine import Engine
     from pelagos.serving.app import make_app
+    from pelagos.serving.granian_server import serve_with_granian
     from pelagos.serving.server import serve
     from pelagos.serving.state import Server
 
@@ -148,7 +168,8 @@ def _serve(
         import webbrowser
 
         webbrowser.open(address)
-    serve(app, server, listener)
+    run = serve_with_granian if http_server == "granian" else serve
+    run(app, server, listener)
 
 
 def _load(model: str, device: str) -> "Model":

@@ -6,14 +6,19 @@ run in the event loop. Without streaming the same is done and ``result`` is sent
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pelagos.chat.adapter import AnswerStream, Logprob
-from pelagos.chat.parse import TokenFeed
-from pelagos.engine.request import Finished, Reading
+from pelagos.chat.adapter import AnswerStream, Conversion, Logprob
+from pelagos.chat.parse import TokenFeed, turn_of
+from pelagos.engine.request import Answer as EngineAnswer
+from pelagos.engine.request import Finished, Reading, Request
 from pelagos.serving.bridge import NewTokens
 from pelagos.serving.errors import ApiError, Dialect
+from pelagos.serving.turns import Written
+
+if TYPE_CHECKING:
+    from pelagos.serving.state import Server
 
 Frame: TypeAlias = tuple[str | None, Mapping[str, Any] | str]  # name and data of an event
 
@@ -54,6 +59,11 @@ class Answer(ABC):
     def result(self) -> dict[str, Any]:
         """The whole response, after ``end``."""
 
+    @abstractmethod
+    def keep(self) -> None:
+        """Write down what must outlive the answer; called in a thread, after ``end`` or ``failure`` and before their
+        events go out."""
+
     def alive(self) -> list[Frame]:
         """Events, beside a comment, that say that nothing is lost yet."""
         return []
@@ -72,6 +82,7 @@ class Choice:
     def __init__(self, stream: AnswerStream, feed: TokenFeed, *, logprobs: bool = False) -> None:
         self.stream = stream
         self.feed = feed
+        self.token_ids: Sequence[int] = ()
         self._logprobs = logprobs
         self._is_ended = False
 
@@ -83,10 +94,34 @@ class Choice:
             pairs = [(token.logprob or 0.0, token.top_logprobs) for token in news.tokens]
         return self.feed.push([token.token_id for token in news.tokens], pairs)
 
-    def end(self, reason: str) -> list[dict[str, Any]]:
+    def end(self, answer: EngineAnswer | None) -> list[dict[str, Any]]:
+        """``answer``: the engine's; None if it has none."""
         self._is_ended = True
+        reason = "error" if answer is None else answer.finish_reason
+        self.token_ids = [] if answer is None else answer.token_ids[: self.feed.num_tokens]
         is_stop = reason == "stop" or self.feed.finished
         return self.feed.finish("stop" if is_stop else "length")
+
+
+class Keeper:
+    """Remembers what the model wrote in answer to one request, where later prompts will show it."""
+
+    def __init__(self, server: "Server", conversion: Conversion, request: Request) -> None:
+        self._server = server
+        self._conversion = conversion
+        self._namespace = request.namespace
+        self._prompt_ids = request.prompt_ids
+
+    def keep(self, choice: "Choice", call_ids: Sequence[str]) -> None:
+        """Remember a choice that has ended. ``call_ids``: of its calls, as the client saw them."""
+        token_ids = choice.token_ids
+        if not self._conversion.has_tools or not token_ids or token_ids[-1] != self._server.tokenizer.eos_id:
+            return
+        turn = turn_of(self._conversion, self._server.tokenizer, token_ids)
+        if len(turn.calls) == len(call_ids):
+            calls = tuple((call_id, *call[1:]) for call_id, call in zip(call_ids, turn.calls, strict=True))
+            written = Written(prompt_ids=self._prompt_ids, token_ids=token_ids, turn=replace(turn, calls=calls))
+            self._server.turns.remember(self._namespace, written)
 
 
 def count(finished: Mapping[int, Finished], choices: Sequence[Choice] | None = None) -> Counts:

@@ -10,7 +10,7 @@ from pelagos.chat.tokenizer import IncrementalDecoder
 from pelagos.common.fields import show
 from pelagos.engine.request import Finished, Request
 from pelagos.serving import fields
-from pelagos.serving.answer import Answer, Choice, Counts, Frame, count
+from pelagos.serving.answer import Answer, Choice, Counts, Frame, Keeper, count
 from pelagos.serving.bridge import NewTokens
 from pelagos.serving.chat_chunks import joined
 from pelagos.serving.chat_messages import checked_messages
@@ -65,7 +65,7 @@ def prepare_chat(server: Server, call: Call, given: dict[str, Any]) -> Prepared:
         STREAM_OPTIONS.checked(fields.obj(asked, "stream_options"), "stream_options"), "include_usage"
     )
     logprobs = fields.whole(asked, "top_logprobs", 0, 20, 0) if asked.get("logprobs") else None
-    request, _ = engine_request(
+    request = engine_request(
         server,
         call,
         asked,
@@ -75,9 +75,7 @@ def prepare_chat(server: Server, call: Call, given: dict[str, Any]) -> Prepared:
         logprobs=logprobs,
         user_id=asked.get("user_id"),
     )
-    answer = ChatAnswer(
-        server, conversion, len(request.prompt_ids), num_choices, logprobs is not None, include_usage or not stream
-    )
+    answer = ChatAnswer(server, conversion, request, logprobs is not None, include_usage or not stream)
     return Prepared(requests=[request], answer=answer, stream=stream, protocol="chat")
 
 
@@ -109,11 +107,12 @@ def engine_request(
     logprobs: int | None = None,
     user_id: str | None = None,
     schema: Mapping[str, Any] | bool | None = None,
-) -> tuple[Request, str]:
-    """What the engine is to do for a converted request of any protocol, and the prompt's text."""
+) -> Request:
+    """What the engine is to do for a converted request of any protocol."""
     for name in ("user", "user_id", "safety_identifier"):
         fields.text(asked, name, 512)
-    prompt_ids, text = encode(conversion.request, server.tokenizer.official)
+    shared = namespace(call, user_id)
+    prompt_ids = prompt_of(server, shared, conversion)
     check_prompt_length(len(prompt_ids), server.context_length)
     params = sampling_params(
         asked,
@@ -122,16 +121,21 @@ def engine_request(
         max_tokens=conversion.max_tokens(len(prompt_ids), server.context_length),
         logprobs=logprobs,
     )
-    request = Request(
+    return Request(
         prompt_ids=prompt_ids,
         params=params,
         num_choices=num_choices,
         constraint=constraint_state(conversion, choice, server.tokenizer, prompt_ids, schema),
-        namespace=namespace(call, user_id),
+        namespace=shared,
         user=fair_share(call, user_id or asked.get("user") or asked.get("safety_identifier")),
         timeout=server.config.request_timeout,
     )
-    return request, text
+
+
+def prompt_of(server: Server, shared: str, conversion: Conversion) -> list[int]:
+    """The ids of a conversation; turns that the model wrote in the namespace ``shared`` are there as it wrote them."""
+    prompt_ids, _ = encode(conversion.request, server.tokenizer.official)
+    return server.turns.restored(shared, conversion, prompt_ids)
 
 
 def check_prompt_length(num_tokens: int, context_length: int) -> None:
@@ -169,7 +173,11 @@ def effort_fields(server: Server, word: object, thinking: object) -> dict[str, A
         raise ApiError(
             400, f"reasoning_effort must be one of {', '.join(levels)}, got {show(word)}", param="reasoning_effort"
         )
-    is_off = isinstance(thinking, dict) and thinking.get("type") == "disabled"
+    if thinking is not None and not isinstance(thinking, dict):
+        raise ApiError(
+            400, f'thinking must be an object such as {{"type": "enabled"}}, got {show(thinking)}', param="thinking"
+        )
+    is_off = thinking is not None and thinking.get("type") == "disabled"
     level = server.effort_levels.resolve(str(word or DEFAULT_EFFORT))
     if is_off or level == "none":
         return {"thinking": {"type": "disabled"}}
@@ -196,20 +204,20 @@ class ChatAnswer(Answer):
         self,
         server: Server,
         conversion: Conversion,
-        num_prompt_tokens: int,
-        num_choices: int,
+        request: Request,
         logprobs: bool,
         include_usage: bool,
     ) -> None:
         self.id = new_id("chatcmpl-")
         self._created = int(time.time())
         self._server = server
-        self._num_prompt_tokens = num_prompt_tokens
+        self._num_prompt_tokens = len(request.prompt_ids)
+        self._keeper = Keeper(server, conversion, request)
         self._include_usage = include_usage
         self._choices: list[Choice] = []
         self._usage: dict[str, Any] | None = None
         self._has_trouble = False
-        for _ in range(num_choices):
+        for _ in range(request.num_choices):
             stream = AnswerStream.of_request(
                 conversion,
                 server.tokenizer.official,
@@ -248,8 +256,7 @@ class ChatAnswer(Answer):
         self._has_trouble = trouble is not None
         frames = []
         for index, choice in enumerate(self._choices):
-            reason = end.answers[index].finish_reason if index < len(end.answers) else "error"
-            frames += self._frames(index, joined(choice.end(reason)))
+            frames += self._frames(index, joined(choice.end(end.answers[index] if end.answers else None)))
         self._usage = chat_usage(count(finished, self._choices))
         if trouble is not None:
             return [*frames, (None, body(trouble, "openai", self.id)), (None, "[DONE]")]
@@ -258,6 +265,11 @@ class ChatAnswer(Answer):
             head |= {"model": self._server.config.model_name, "system_fingerprint": self._server.fingerprint}
             frames.append((None, {**head, "choices": [], "usage": self._usage}))
         return [*frames, (None, "[DONE]")]
+
+    def keep(self) -> None:
+        for choice in self._choices:
+            message = choice.stream.collected["choices"][0]["message"]
+            self._keeper.keep(choice, [call["id"] for call in message.get("tool_calls") or ()])
 
     def result(self) -> dict[str, Any]:
         whole = [choice.stream.collected for choice in self._choices]

@@ -159,6 +159,9 @@ class CompletionAnswer(Answer):
             frames.append((None, {**self._chunk([]), "usage": self._usage}))
         return [*frames, (None, "[DONE]")]
 
+    def keep(self) -> None:
+        """Nothing: clients that send such a text back send it as a prompt, which is taken as it is."""
+
     def result(self) -> dict[str, Any]:
         choices = [
             self._choice(index, text, self._all_logprobs[index] if self._logprobs else None, self._reasons[index])

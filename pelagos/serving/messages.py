@@ -3,11 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
-from pelagos.chat.adapter import Conversion, convert_as, encode
+from pelagos.chat.adapter import Conversion, convert_as
 from pelagos.common.fields import show
+from pelagos.engine.request import Request
 from pelagos.serving import fields
 from pelagos.serving.answer import Counts, Frame
-from pelagos.serving.chat import effort_fields, engine_request
+from pelagos.serving.chat import effort_fields, engine_request, prompt_of
 from pelagos.serving.constraints import ToolChoice, check_choice
 from pelagos.serving.errors import ApiError, body
 from pelagos.serving.fields import FieldTable
@@ -15,9 +16,11 @@ from pelagos.serving.limits import check_counts
 from pelagos.serving.respond import Prepared
 from pelagos.serving.sampling import FIELDS as SAMPLING
 from pelagos.serving.single import SingleAnswer
-from pelagos.serving.state import Call, Server
+from pelagos.serving.state import Call, Server, namespace
 
-COUNTED = ("model", "messages", "system", "tools", "tool_choice", "thinking", "output_config", "output_format")
+COUNTED = (
+    *("model", "messages", "system", "tools", "tool_choice", "thinking", "output_config", "output_format", "metadata"),
+)
 ONLY: dict[str, list[Any]] = {
     "service_tier": ["auto", "standard_only"],
     "mcp_servers": [[]],
@@ -26,9 +29,7 @@ ONLY: dict[str, list[Any]] = {
     "cache_control": [{"type": "ephemeral"}, {"type": "ephemeral", "ttl": "5m"}, {"type": "ephemeral", "ttl": "1h"}],
 }
 HINTS = ("inference_geo", "speed")
-TABLE = FieldTable(
-    acts=(*COUNTED, "max_tokens", "stop_sequences", "stream", "metadata", *SAMPLING), only=ONLY, hints=HINTS
-)
+TABLE = FieldTable(acts=(*COUNTED, "max_tokens", "stop_sequences", "stream", *SAMPLING), only=ONLY, hints=HINTS)
 COUNT_TABLE = FieldTable(acts=COUNTED, only=ONLY, hints=HINTS)
 METADATA = FieldTable(acts=("user_id",))
 OUTPUT_CONFIG = FieldTable(acts=("effort", "format"), refused={"task_budget": "the model is told no budget"})
@@ -48,16 +49,20 @@ def prepare_messages(server: Server, call: Call, given: dict[str, Any]) -> Prepa
         raise ApiError(400, "max_tokens must be given: a whole number of at least 1", param="max_tokens")
     fields.whole(asked, "max_tokens", 1, 1 << 40)
     conversion, choice, schema = _converted(server, asked)
-    user_id = fields.text(METADATA.checked(fields.obj(asked, "metadata"), "metadata"), "user_id", 512)
-    request, _ = engine_request(server, call, asked, conversion, choice, user_id=user_id, schema=schema)
-    answer = MessagesAnswer(server, conversion, len(request.prompt_ids))
+    request = engine_request(server, call, asked, conversion, choice, user_id=_user_id(asked), schema=schema)
+    answer = MessagesAnswer(server, conversion, request)
     return Prepared(requests=[request], answer=answer, stream=fields.boolean(asked, "stream"), protocol="messages")
 
 
 def count_tokens(server: Server, call: Call, given: dict[str, Any]) -> dict[str, Any]:
     """The tokens that the same body has as a request: rendered and encoded alike."""
-    conversion, _, _ = _converted(server, COUNT_TABLE.checked(without_clearing(given)))
-    return {"input_tokens": len(encode(conversion.request, server.tokenizer.official)[0])}
+    asked = COUNT_TABLE.checked(without_clearing(given))
+    conversion, _, _ = _converted(server, asked)
+    return {"input_tokens": len(prompt_of(server, namespace(call, _user_id(asked)), conversion))}
+
+
+def _user_id(asked: Mapping[str, Any]) -> str | None:
+    return fields.text(METADATA.checked(fields.obj(asked, "metadata"), "metadata"), "user_id", 512)
 
 
 def _converted(server: Server, asked: dict[str, Any]) -> tuple[Conversion, ToolChoice, Mapping[str, Any] | bool | None]:
@@ -68,6 +73,8 @@ def _converted(server: Server, asked: dict[str, Any]) -> tuple[Conversion, ToolC
     config = OUTPUT_CONFIG.checked(fields.obj(asked, "output_config"), "output_config")
     schema = _schema(config.get("format", asked.get("output_format")))
     converted = {name: asked[name] for name in CONVERTED if name in asked}
+    if isinstance(asked.get("tools"), list):
+        converted["tools"] = [_plain_tool(tool) for tool in asked["tools"]]
     effort = effort_fields(server, config.get("effort"), asked.get("thinking"))
     converted["thinking"] = effort["thinking"]
     if "reasoning_effort" in effort:
@@ -87,10 +94,17 @@ def _converted(server: Server, asked: dict[str, Any]) -> tuple[Conversion, ToolC
     return conversion, choice, schema
 
 
+def _plain_tool(tool: object) -> object:
+    """A client's own tool may say that it is one, which the converter takes for a tool of Anthropic's service."""
+    if isinstance(tool, dict) and tool.get("type") in (None, "custom"):
+        return {name: value for name, value in tool.items() if name != "type"}
+    return tool
+
+
 def _tool_choice(asked: Mapping[str, Any]) -> ToolChoice:
     given = CHOICE.checked(fields.obj(asked, "tool_choice"), "tool_choice")
     kind = given.get("type", "auto")
-    if kind not in MODES or (kind == "tool") != isinstance(given.get("name"), str):
+    if not isinstance(kind, str) or kind not in MODES or (kind == "tool") != isinstance(given.get("name"), str):
         raise ApiError(
             400,
             f"tool_choice must have the type auto, any, none, or tool with a name, got {show(asked['tool_choice'])}",
@@ -165,8 +179,8 @@ class MessagesAnswer(SingleAnswer):
     id_prefix = "msg_"
     last_events = frozenset({"message_delta", "message_stop"})
 
-    def __init__(self, server: Server, conversion: Conversion, num_prompt_tokens: int) -> None:
-        super().__init__(server, conversion, num_prompt_tokens)
+    def __init__(self, server: Server, conversion: Conversion, request: Request) -> None:
+        super().__init__(server, conversion, request)
         self._usage: dict[str, Any] = {}
 
     def alive(self) -> list[Frame]:
@@ -174,6 +188,9 @@ class MessagesAnswer(SingleAnswer):
 
     def result(self) -> dict[str, Any]:
         return {**self._choice.stream.collected, "usage": self._usage}
+
+    def _call_ids(self, collected: dict[str, Any]) -> list[str]:
+        return [block["id"] for block in collected["content"] if block["type"] == "tool_use"]
 
     def _end(self, counts: Counts, trouble: ApiError | None) -> list[Frame]:
         self._usage = {

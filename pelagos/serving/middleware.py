@@ -4,7 +4,6 @@ import json
 import logging
 import re
 import time
-from contextlib import nullcontext
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +14,7 @@ from pelagos.serving.auth import Keys, bearer_of
 from pelagos.serving.config import is_loopback
 from pelagos.serving.errors import ApiError, Dialect, reply
 from pelagos.serving.state import Call, Server, new_id
+from pelagos.serving.tracing import span
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +44,9 @@ class Entrance:
         call_id = given if SAFE_ID.fullmatch(given) else new_id("req_")
         call = Call(id=call_id, dialect=_dialect(scope["path"], headers), path=scope["path"])
         scope["call"] = call
-        span = (
-            nullcontext()
-            if self._tracer is None
-            else self._tracer.start_as_current_span(f"{scope['method']} {call.path}")
-        )
-        with request_scope(call.id), span as current:
+        around = span(self._tracer, scope["method"], call.path, headers, call.notes, call.stations)
+        with request_scope(call.id), around:
             await self._serve(scope, receive, send, call, headers)
-            if current is not None:
-                for name, value in call.notes.items():
-                    current.set_attribute(f"pelagos.{name}", value)
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send, call: Call, headers: dict[str, str]) -> None:
         started = time.perf_counter()

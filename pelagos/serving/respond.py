@@ -17,6 +17,7 @@ from pelagos.serving.answer import Answer, Counts, Frame, count, headers, progre
 from pelagos.serving.bridge import Batch, Flow
 from pelagos.serving.errors import ApiError, as_api_error
 from pelagos.serving.state import Call, Server
+from pelagos.serving.tracing import stations
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Run:
         self._ends: dict[int, Finished] = {}
         self._has_begun = False
         self._is_stopped = False
+        self._has_ended = False
         self.flow = Flow(
             server.engine,
             prepared.requests,
@@ -68,10 +70,20 @@ class Run:
         try:
             while not self.flow.is_finished:
                 batch = await self.flow.next_batch(silence())
-                yield None if batch is None else self._frames(batch)
+                frames = None if batch is None else self._frames(batch)
+                if self._has_ended:
+                    await self.keep()
+                yield frames
         finally:
             self.flow.leave()
             self._server.watch.end(self._call)
+
+    async def keep(self) -> None:
+        """Write down what must outlive the answer, which goes out also if that fails."""
+        try:
+            await self._server.store_in_thread(self.answer.keep)
+        except Exception:
+            logger.exception("an answer was not kept")
 
     def begin(self) -> list[Frame]:
         """The first events, with what is known of the cache; nothing the second time."""
@@ -88,6 +100,7 @@ class Run:
             frames += self.answer.tokens(news)
         self._ends |= batch.finished
         if self.flow.is_finished:
+            self._has_ended = True
             self._note()
             frames += self.answer.end(self._ends, self.trouble)
         elif self.answer.is_done and not self._is_stopped:
@@ -98,6 +111,7 @@ class Run:
     def _note(self) -> None:
         """For the log and the trace: what the request came to."""
         counts = self.counts
+        self._call.stations += stations(list(self._ends.values()))
         found = {
             "prompt_tokens": counts.num_prompt,
             "cached_tokens": counts.num_cached,
@@ -161,8 +175,9 @@ async def stream(server: Server, call: Call, run: Run) -> AsyncIterator[bytes]:
                 last = shown = now
                 yield data
     except Exception as error:
-        failure = as_api_error(error)
-        yield b"".join(sse.event(body, name) for name, body in run.answer.failure(failure, call.id))
+        frames = run.answer.failure(as_api_error(error), call.id)
+        await run.keep()
+        yield b"".join(sse.event(body, name) for name, body in frames)
     finally:
         await batches.aclose()  # type: ignore[attr-defined]  # an async generator
 

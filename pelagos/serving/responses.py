@@ -11,6 +11,7 @@ from starlette.types import Receive, Scope, Send
 
 from pelagos.chat.adapter import Conversion, convert_as
 from pelagos.common.fields import show
+from pelagos.engine.request import Request
 from pelagos.serving import fields
 from pelagos.serving.answer import Counts, Frame
 from pelagos.serving.chat import effort_fields, engine_request, tool_choice
@@ -51,6 +52,7 @@ INCLUDES = ("reasoning.encrypted_content", "message.output_text.logprobs")
 CONVERTED = ("instructions", "tools", "stream", "temperature", "top_p", "top_logprobs", "include")
 # Shown in a response as they were asked for; the converter does not know them.
 SHOWN = ("previous_response_id", "store", "background", "metadata", "user", "safety_identifier", "prompt_cache_key")
+CALL_ITEMS = ("function_call", "custom_tool_call")
 CLIENT_TOOLS = ("function", "custom", "namespace")
 MAX_CHAIN = 10_000
 
@@ -87,12 +89,8 @@ def prepare_response(server: Server, call: Call, given: dict[str, Any]) -> Prepa
     check_choice(choice, [tool["function"]["name"] for tool in conversion.tools])
     wants_logprobs = INCLUDES[1] in asked.get("include", ()) or bool(asked.get("top_logprobs"))
     logprobs = fields.whole(asked, "top_logprobs", 0, 20, 0) if wants_logprobs else None
-    request, _ = engine_request(
-        server, call, asked, conversion, choice, logprobs=logprobs, user_id=asked.get("user_id")
-    )
-    answer = ResponseAnswer(
-        server, conversion, len(request.prompt_ids), logprobs is not None, shown, call.key, items, dropped
-    )
+    request = engine_request(server, call, asked, conversion, choice, logprobs=logprobs, user_id=asked.get("user_id"))
+    answer = ResponseAnswer(server, conversion, request, logprobs is not None, shown, call.key, items, dropped)
     headers = {"x-pelagos-dropped-tools": ",".join(dropped)} if dropped else {}
     stream = fields.boolean(asked, "stream")
     return Prepared(requests=[request], answer=answer, stream=stream, protocol="responses", headers=headers)
@@ -122,7 +120,7 @@ async def _start_in_background(server: Server, call: Call, prepared: Prepared) -
     assert isinstance(answer, ResponseAnswer)
     await run.start()
     run.begin()
-    answer.store()
+    await server.store_in_thread(answer.store)
     first = answer.result()
 
     async def finish() -> None:
@@ -273,14 +271,14 @@ class ResponseAnswer(SingleAnswer):
         self,
         server: Server,
         conversion: Conversion,
-        num_prompt_tokens: int,
+        request: Request,
         logprobs: bool,
         shown: dict[str, Any],
         key: str,
         items: list[dict[str, Any]],
         dropped: list[str],
     ) -> None:
-        super().__init__(server, conversion, num_prompt_tokens, logprobs=logprobs)
+        super().__init__(server, conversion, request, logprobs=logprobs)
         self.shown = shown
         self._store = server.store
         self._key = key
@@ -298,8 +296,16 @@ class ResponseAnswer(SingleAnswer):
             previous = self.shown["previous_response_id"]
             self._store.put({"key": self._key, "previous": previous, "input": self._items, "response": self._response})
 
+    def keep(self) -> None:
+        super().keep()
+        if "output" in self._response:
+            self.store()
+
     def failure(self, error: ApiError, request_id: str) -> list[Frame]:
         return self._failed(error)
+
+    def _call_ids(self, collected: dict[str, Any]) -> list[str]:
+        return [item["call_id"] for item in collected["output"] if item["type"] in CALL_ITEMS]
 
     def _end(self, counts: Counts, trouble: ApiError | None) -> list[Frame]:
         [last] = self._last
@@ -316,7 +322,6 @@ class ResponseAnswer(SingleAnswer):
         self._response = response
         if trouble is not None:
             return self._failed(trouble)
-        self.store()
         return [(last["type"], last)]
 
     def _failed(self, error: ApiError) -> list[Frame]:
@@ -325,8 +330,6 @@ class ResponseAnswer(SingleAnswer):
         code = "rate_limit_exceeded" if error.status == 429 else "server_error"
         self._response["error"] = None if is_cancelled else {"code": code, "message": str(error)}
         self._response.setdefault("id", self.id)
-        if "output" in self._response:
-            self.store()
         event = {"type": "response.failed", "response": self._response, "sequence_number": self._sequence}
         return [("response.failed", event)]
 

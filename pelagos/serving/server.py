@@ -77,6 +77,7 @@ class DrainingServer(uvicorn.Server):
         tasks = [task for _, task in server.background.values()]
         if tasks and not self.force_exit:
             await asyncio.wait(tasks, timeout=GRACE_SECONDS)
+        server.close_stores()
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:

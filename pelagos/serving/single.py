@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 from pelagos.chat.adapter import AnswerStream, Conversion
 from pelagos.chat.parse import TokenFeed
-from pelagos.engine.request import Finished
-from pelagos.serving.answer import Answer, Choice, Counts, Frame, count
+from pelagos.engine.request import Finished, Request
+from pelagos.serving.answer import Answer, Choice, Counts, Frame, Keeper, count
 from pelagos.serving.bridge import NewTokens
 from pelagos.serving.errors import ApiError
 from pelagos.serving.state import Server, new_id
@@ -29,11 +29,10 @@ class SingleAnswer(Answer):
     id_prefix: ClassVar[str]
     last_events: ClassVar[frozenset[str]]
 
-    def __init__(
-        self, server: Server, conversion: Conversion, num_prompt_tokens: int, *, logprobs: bool = False
-    ) -> None:
+    def __init__(self, server: Server, conversion: Conversion, request: Request, *, logprobs: bool = False) -> None:
         self.id = new_id(self.id_prefix)
-        self._num_prompt_tokens = num_prompt_tokens
+        self._num_prompt_tokens = len(request.prompt_ids)
+        self._keeper = Keeper(server, conversion, request)
         self._fingerprint = server.fingerprint
         self._last: list[dict[str, Any]] = []
         stream = AnswerStream.of_request(
@@ -62,9 +61,15 @@ class SingleAnswer(Answer):
 
     def end(self, finished: Mapping[int, Finished], trouble: ApiError | None) -> list[Frame]:
         [end] = finished.values()
-        reason = end.answers[0].finish_reason if end.answers else "error"
-        frames = self._frames(self._choice.end(reason))
+        frames = self._frames(self._choice.end(end.answers[0] if end.answers else None))
         return frames + self._end(count(finished, [self._choice]), trouble)
+
+    def keep(self) -> None:
+        self._keeper.keep(self._choice, self._call_ids(self._choice.stream.collected))
+
+    @abstractmethod
+    def _call_ids(self, collected: dict[str, Any]) -> list[str]:
+        """The ids of the calls in a whole answer."""
 
     @abstractmethod
     def _end(self, counts: Counts, trouble: ApiError | None) -> list[Frame]:

@@ -19,6 +19,8 @@ from pelagos.serving.bridge import EngineLike, Flow
 from pelagos.serving.config import ServingConfig
 from pelagos.serving.errors import ApiError, Dialect
 from pelagos.serving.response_store import ResponseStore
+from pelagos.serving.tracing import Station
+from pelagos.serving.turns import Turns
 from pelagos.serving.watch import Watch
 
 T = TypeVar("T")
@@ -29,7 +31,8 @@ LONG_CONTEXT_MARK = "[1m]"
 
 @dataclass(kw_only=True)
 class Call:
-    """One HTTP request to the API. ``key``: name of the API key that it came with, "" where keys are not used."""
+    """One HTTP request to the API. ``key``: name of the API key that it came with, "" where keys are not used.
+    ``notes`` and ``stations``: what the log and the trace say of it."""
 
     id: str
     dialect: Dialect
@@ -37,6 +40,7 @@ class Call:
     key: str = ""
     started: float = field(default_factory=time.time)
     notes: dict[str, Any] = field(default_factory=dict)
+    stations: list[Station] = field(default_factory=list)
 
 
 class Server:
@@ -53,12 +57,15 @@ class Server:
         self.tokenizer = tokenizer
         self.config = config
         self.effort_levels = effort_levels
-        self.watch = Watch(engine)
+        self.watch = Watch(engine, vllm_name=config.model_name if config.vllm_metrics else None)
         self.store = ResponseStore(config.store_dir, max_count=config.max_stored, max_bytes=config.max_stored_bytes)
+        self.turns = Turns(config.store_dir, tokenizer, max_count=config.max_turns, max_bytes=config.max_turn_bytes)
         self.background: dict[str, tuple[Flow, asyncio.Task[None]]] = {}  # by response id
         self.is_draining = False
         self.created = int(time.time())
         self._threads = ThreadPoolExecutor(config.num_preparers, thread_name_prefix="pelagos-prepare")
+        # One of its own: the last event of an answer must not wait until some long prompt is rendered.
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="pelagos-store")
 
     @property
     def context_length(self) -> int:
@@ -78,6 +85,11 @@ class Server:
         """Do what takes long, such as reading a million tokens of text, beside the event loop."""
         context = contextvars.copy_context()
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: context.run(work))
+
+    async def store_in_thread(self, work: Callable[[], None]) -> None:
+        """Write to the stores beside the event loop. What was begun is done, also if the caller is cancelled."""
+        context = contextvars.copy_context()
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._writer, lambda: context.run(work)))
 
     def resolve_model(self, name: object, *, claude: bool = False) -> str:
         """The model's own name for a name in a request. ``claude``: names of Anthropic's models mean this one too.
@@ -106,7 +118,12 @@ class Server:
         compile_grammar(JsonObject(), self.tokenizer)
 
     def close(self) -> None:
+        """No more requests are prepared; answers that come to their ends are still kept."""
         self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def close_stores(self) -> None:
+        """Return when all is written; nothing is kept from now on."""
+        self._writer.shutdown(wait=True)
 
     @property
     def _names(self) -> str:

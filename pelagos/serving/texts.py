@@ -2,13 +2,12 @@
 
 from typing import Any
 
-from pelagos.chat.adapter import encode
 from pelagos.common.fields import show
 from pelagos.serving import fields
-from pelagos.serving.chat import prepare_chat_conversion
+from pelagos.serving.chat import prepare_chat_conversion, prompt_of
 from pelagos.serving.errors import ApiError
 from pelagos.serving.fields import FieldTable
-from pelagos.serving.state import Call, Server
+from pelagos.serving.state import Call, Server, namespace
 
 TOKENIZE = FieldTable(acts=("model", "text", "prompt", "add_special_tokens", "return_token_strs"))
 DETOKENIZE = FieldTable(acts=("model", "tokens"))
@@ -43,9 +42,9 @@ def detokenize(server: Server, call: Call, given: dict[str, Any]) -> dict[str, A
 def render(server: Server, call: Call, given: dict[str, Any]) -> dict[str, Any]:
     """What the model would see of a chat request: text with the special tokens spelled out, and ids."""
     conversion = prepare_chat_conversion(server, given)
-    ids, text = encode(conversion.request, server.tokenizer.official)
+    ids = prompt_of(server, namespace(call, fields.text(given, "user_id", 512)), conversion)
     return {
-        "prompt": text,
+        "prompt": server.tokenizer.decode(ids),
         "tokens": ids,
         "count": len(ids),
         "thinking": conversion.thinking,

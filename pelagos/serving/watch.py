@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily
 
 from pelagos.engine.request import Finished
 from pelagos.serving.bridge import EngineLike, Flow
+from pelagos.serving.vllm_metrics import VllmMetrics
 
 if TYPE_CHECKING:
     from pelagos.serving.state import Call
@@ -24,12 +25,14 @@ SECONDS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 class Watch:
     """One server's counters and running requests."""
 
-    def __init__(self, engine: EngineLike) -> None:
+    def __init__(self, engine: EngineLike, *, vllm_name: str | None = None) -> None:
+        """``vllm_name``: the model's name where vLLM's metrics are wanted too."""
         self._flows: dict[str, tuple[Call, Flow]] = {}
         self._lock = threading.Lock()
         self._registry = CollectorRegistry()
         self._registry.register(_EngineGauges(engine))
         registry = self._registry
+        self._vllm = None if vllm_name is None else VllmMetrics(registry, engine, vllm_name)
         self._ends = Counter(
             "pelagos_requests", "Engine requests that have ended", ["protocol", "reason"], registry=registry
         )
@@ -82,6 +85,8 @@ class Watch:
                 if end.usage.num_generated > 1:
                     spent = end.times.finished - end.times.first_token
                     self._per_token.observe(spent / (end.usage.num_generated - 1))
+            if self._vllm is not None:
+                self._vllm.count(end)
 
         return on_finished
 

@@ -76,6 +76,13 @@ def test_a_call_can_be_forced(live: Live, thinking: Any, choice: Any) -> None:
     assert blocks[-1]["input"]["city"] in ("Paris", "Rome")
 
 
+@pytest.mark.parametrize("kind", ["custom", None])
+def test_a_tool_may_say_that_it_is_the_clients_own(live: Live, kind: str | None) -> None:
+    live.say("</think>I will not")
+    blocks = ask(live, tools=[{**WEATHER, "type": kind}], tool_choice={"type": "any"}).json()["content"]
+    assert "tool_use" in [block["type"] for block in blocks]
+
+
 def test_an_output_format(live: Live) -> None:
     live.say("x</think>no json")
     schema = {"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"], "additionalProperties": False}
@@ -139,6 +146,8 @@ def test_counted_tokens_are_those_of_the_request(live: Live, client: anthropic.A
         ({"container": "c"}, "container must be"),
         ({"surprise": 1}, "surprise is not a field of this request"),
         ({"tool_choice": {"type": "any"}}, "tool_choice needs tools"),
+        ({"tool_choice": {"type": ["any"]}}, "tool_choice must have the type auto, any, none"),
+        ({"thinking": 5}, "thinking must be an object such as"),
         ({"tools": [WEATHER], "tool_choice": {"type": "tool", "name": "x"}}, "tool_choice names 'x'"),
         ({"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "server tools are not supported"),
         (

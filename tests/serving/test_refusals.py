@@ -49,6 +49,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"store": True}, "store must be false, got True"),
     ({"presence_penalty": 3}, "presence_penalty must be a number from -2 to 2, got 3"),
     ({"top_k": -1}, "top_k must be a whole number from 1"),
+    ({"repetition_penalty": 1e-40}, "repetition_penalty must be a number from 0.01 to 100, got 1e-40"),
     ({"min_p": 2}, "min_p must be a number from 0 to 1"),
     ({"seed": -1}, "seed"),
     ({"logit_bias": {"x": 1}}, "logit_bias must have token ids from 0 to 399 as keys, got 'x'"),
@@ -58,6 +59,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"messages": [*USER, {"role": "user", "content": 5}]}, "messages[1] cannot be used"),
     ({"tools": [{"type": "function"}]}, "tools[0] cannot be used"),
     ({"thinking": {"type": "perhaps"}}, "thinking cannot be used"),
+    ({"thinking": ["enabled"]}, "thinking must be an object such as"),
     ({"user_id": "x" * 513}, "user_id must be a text of at most 512 characters"),
     ({"messages": [{"role": "user", "content": "w " * 70_000}]}, "the context of this model 65536"),
 ]

@@ -1,6 +1,7 @@
 """The Responses API, through OpenAI's library and as raw JSON; stored responses."""
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import openai
 import pytest
-from live_server import CALL, Live
+from live_server import CALL, Live, wait_for
 
 from pelagos.serving.response_store import ResponseStore
 
@@ -134,6 +135,44 @@ def test_a_restart_keeps_responses(launch: Callable[..., Live], tmp_path: Path) 
     body = {"model": "pelagos", "input": "after", "previous_response_id": made["id"]}
     assert second.http.post("/v1/responses", json=body).status_code == 200
     assert "Ahoy" in prompt(second)
+
+
+def test_what_runs_in_the_background_at_the_end_is_stored(launch: Callable[..., Live], tmp_path: Path) -> None:
+    live = launch(store_dir=tmp_path)
+    live.engine.pace = 0.01
+    live.say("hmm</think>a long text, slowly")
+    made = live.http.post("/v1/responses", json={"model": "pelagos", "input": "hi", "background": True}).json()
+    live.stop()
+    stored = json.loads((tmp_path / f"{made['id']}.json").read_text())["response"]
+    assert stored["status"] == "completed"
+    assert "a long text, slowly" in json.dumps(stored["output"])
+
+
+def test_responses_are_written_beside_the_event_loop(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    threads = []
+    put = live.server.store.put
+
+    def noted(record: dict[str, Any]) -> None:
+        threads.append(threading.current_thread().name)
+        put(record)
+
+    monkeypatch.setattr(live.server.store, "put", noted)
+    live.say("</think>x")
+    for fields in ({}, {"stream": True}, {"background": True}):
+        live.http.post("/v1/responses", json={"model": "pelagos", "input": "hi", **fields})
+        live.wait_idle()
+    wait_for(lambda: len(threads) == 4)  # one in the background when it begins and when it ends
+    assert all(name.startswith("pelagos-store") for name in threads)
+
+
+def test_an_answer_goes_out_also_if_it_cannot_be_kept(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(record: dict[str, Any]) -> None:
+        raise RuntimeError("the disk is on fire")
+
+    monkeypatch.setattr(live.server.store, "put", broken)
+    live.say("</think>x")
+    reply = live.http.post("/v1/responses", json={"model": "pelagos", "input": "hi"})
+    assert (reply.status_code, reply.json()["status"]) == (200, "completed")
 
 
 def record(number: int, key: str = "", size: int = 10) -> dict[str, Any]:

@@ -16,10 +16,25 @@ from pelagos.chat.tokenizer import Tokenizer
 from pelagos.cli.main import main
 
 
-def test_a_whole_life(tokenizer: Tokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("http_server", ["uvicorn", "granian"])
+def test_a_whole_life(http_server: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Starts, says where it is, answers, and at SIGTERM gives a running stream its last event and ends well."""
     command = [sys.executable, "-m", "pelagos", "serve", "tiny", "--tokenizer", str(tokenizer.path), "--port", "0"]
-    command += ["--name", "small", "--json-logs", "--ram-cache", "0.05", "--store-dir", str(tmp_path), "--threads", "1"]
+    if http_server == "granian":
+        pytest.importorskip("granian", reason="granian is missing: pip install -e '.[granian]' brings it")
+    command += [
+        "--server",
+        http_server,
+        "--name",
+        "small",
+        "--json-logs",
+        "--ram-cache",
+        "0.05",
+        "--store-dir",
+        str(tmp_path),
+        "--threads",
+        "1",
+    ]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
@@ -75,6 +90,12 @@ def test_bad_options(options: list[str], message: str, capsys: pytest.CaptureFix
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+def test_granian_is_missing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "granian.server.embed", None)
+    assert main(["serve", "tiny", "--port", "0", "--server", "granian"]) == 2
+    assert "--server granian needs granian" in capsys.readouterr().err
 
 
 def test_a_port_that_is_taken(capsys: pytest.CaptureFixture[str]) -> None:
