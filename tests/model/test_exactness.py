@@ -171,9 +171,9 @@ def _small(layers: tuple[object, ...], **changes: object) -> ModelConfig:
      hca_layer(window=3, ratio=16), hca_layer(window=128, ratio=128)],
 )  # fmt: skip
 def test_other_windows_and_ratios(layer: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pelagos.model import loading
+    from pelagos.model import places
 
-    monkeypatch.setitem(loading.PRESETS, "one", lambda: _small((layer,)))
+    monkeypatch.setitem(places.PRESETS, "one", lambda: _small((layer,)))
     model, ids = _model(torch.float32, preset="one"), _prompt(400, 8)
     whole = model.logits(ids)
     for seed in range(2):

@@ -88,7 +88,7 @@ def test_presets_are_the_same_every_time() -> None:
 def test_what_cannot_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(
         UsageError,
-        match=r"^model must be a checkpoint folder, owner/name on the hub, or one of flash, .*, tiny, got '.*nope'$",
+        match=r"^model must be a checkpoint folder, owner/name on the hub, or one of .*flash, .*, tiny, got '.*nope'$",
     ):
         Model.load(tmp_path / "nope")
     with pytest.raises(ResourceError, match=r"^random weights for this preset would take 1,084 GiB, at most 1 GiB are"):
