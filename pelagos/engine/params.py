@@ -22,7 +22,7 @@ class SamplingParams:
     top_k: int | None = setting(None, help="keep only the k most likely tokens", low=1, high=1 << 22)
     top_p: float = setting(1.0, help="keep the likeliest tokens up to this total probability", low=0.0, high=1.0)
     min_p: float = setting(0.0, help="keep tokens at least this likely against the best", low=0.0, high=1.0)
-    repetition_penalty: float = setting(1.0, help="over prompt and output; above 1 lowers", low=0.0, high=100.0)
+    repetition_penalty: float = setting(1.0, help="over prompt and output; above 1 lowers", low=0.01, high=100.0)
     presence_penalty: float = setting(0.0, help="taken off once per token in the output", low=-2.0, high=2.0)
     frequency_penalty: float = setting(0.0, help="taken off per occurrence in the output", low=-2.0, high=2.0)
     seed: int | None = setting(None, help="same seed, same tokens; without one it is drawn", low=0, high=(1 << 63) - 1)
@@ -36,9 +36,8 @@ class SamplingParams:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name in ("top_p", "repetition_penalty"):
-            if getattr(self, name) == 0:
-                raise ConfigError(f"{name} must be above 0, got 0")
+        if self.top_p == 0:
+            raise ConfigError("top_p must be above 0, got 0")
         few = isinstance(self.stop, tuple) and len(self.stop) <= MAX_STOPS
         if not few or not all(isinstance(text, str) and 0 < len(text) <= MAX_STOP_CHARS for text in self.stop):
             raise ConfigError(f"stop must be at most {MAX_STOPS} texts of 1 to {MAX_STOP_CHARS} characters")

@@ -19,7 +19,7 @@ from pelagos.engine.params import SamplingParams
         ("top_p", 0.0, "top_p must be above 0, got 0"),
         ("top_p", 1.01, "top_p must be a number from 0 to 1, got 1.01"),
         ("min_p", -0.5, "min_p must be a number from 0 to 1, got -0.5"),
-        ("repetition_penalty", 0, "repetition_penalty must be above 0, got 0"),
+        ("repetition_penalty", 0, "repetition_penalty must be a number from 0.01 to 100, got 0"),
         ("presence_penalty", 2.5, "presence_penalty must be a number from -2 to 2, got 2.5"),
         ("frequency_penalty", "1", "frequency_penalty must be a number from -2 to 2, got '1'"),
         ("seed", -1, "seed must be a whole number from 0 to 9223372036854775807, got -1"),
