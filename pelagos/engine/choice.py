@@ -4,6 +4,7 @@ A piece with guesses has logits behind each of them: tokens are chosen in order 
 chosen. Guesses thus change which tokens are read at once, and no token.
 """
 
+import logging
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch import Tensor
 from pelagos.common.errors import PelagosError
 from pelagos.engine.sampler import Sampled, sample
 from pelagos.engine.sequence import Batch, Piece, Sequence
+
+_log = logging.getLogger(__name__)
 
 
 def choose_tokens(batch: Batch, logits: Tensor) -> Iterator[tuple[Sequence, str | None]]:
@@ -36,6 +39,9 @@ def choose_tokens(batch: Batch, logits: Tensor) -> Iterator[tuple[Sequence, str 
                 _extend(piece, sequence, logits[rows], greedy[rows], is_finite[rows])
             except PelagosError as error:
                 yield sequence, str(error)
+            except Exception:  # of one sequence's making: its neighbours in the step go on
+                _log.exception("the next token of request %s could not be chosen", sequence.job.request_id)
+                yield sequence, "the next token could not be chosen: see the log"
             else:
                 yield sequence, None
 

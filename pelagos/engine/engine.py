@@ -176,6 +176,8 @@ class Engine:
         """Pages that are full now are known to all."""
         for piece in batch:
             sequence, job = piece.sequence, piece.sequence.job
+            if sequence.finish_reason == "error":  # it may have read guesses that nobody took back
+                continue
             self.cache.file(sequence.timeline, sequence.ids, job.num_prompt_tokens, job.stops)
 
     def _hand_out(self, batch: Batch, changed: SequenceOf[Sequence]) -> None:
@@ -200,7 +202,7 @@ class Engine:
         """An answer is whole: its tokens stay known, its memory is free."""
         if not sequence.is_closed:
             sequence.is_closed = True
-            self.cache.close(sequence.timeline, sequence.ids)
+            self.cache.close(sequence.timeline, sequence.ids, keep=sequence.finish_reason != "error")
             sequence.job.answers[sequence.choice] = sequence.answer()
 
     def _end(self, job: Job, reason: FinishReason) -> None:

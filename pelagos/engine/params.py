@@ -22,6 +22,7 @@ class SamplingParams:
     top_k: int | None = setting(None, help="keep only the k most likely tokens", low=1, high=1 << 22)
     top_p: float = setting(1.0, help="keep the likeliest tokens up to this total probability", low=0.0, high=1.0)
     min_p: float = setting(0.0, help="keep tokens at least this likely against the best", low=0.0, high=1.0)
+    # A logit divided by less may be too large for a float32, and then no token can be chosen.
     repetition_penalty: float = setting(1.0, help="over prompt and output; above 1 lowers", low=0.01, high=100.0)
     presence_penalty: float = setting(0.0, help="taken off once per token in the output", low=-2.0, high=2.0)
     frequency_penalty: float = setting(0.0, help="taken off per occurrence in the output", low=-2.0, high=2.0)

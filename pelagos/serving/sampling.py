@@ -21,8 +21,6 @@ DIRECT = (
     "seed",
 )
 FLAGS = ("ignore_eos",)
-# A logit divided by less may be too large for a float32, and then no token can be chosen.
-LOWEST_REPETITION_PENALTY = 0.01
 FIELDS = (*DIRECT, *FLAGS, "logit_bias")
 
 
@@ -43,13 +41,6 @@ def sampling_params(
     for name in (*DIRECT, *FLAGS):
         if name in body:
             values[name] = read_field(SamplingParams, name, body[name], shown_as=name)
-    if values.get("repetition_penalty", 1.0) < LOWEST_REPETITION_PENALTY:
-        raise ApiError(
-            400,
-            f"repetition_penalty must be a number from {LOWEST_REPETITION_PENALTY} to 100, "
-            f"got {show(body['repetition_penalty'])}",
-            param="repetition_penalty",
-        )
     if "logit_bias" in body:
         values["logit_bias"] = _logit_bias(body["logit_bias"], tokenizer.vocab_size)
     return SamplingParams(

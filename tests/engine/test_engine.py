@@ -240,6 +240,54 @@ def test_broken_logits_end_their_request_alone(model: Model) -> None:
     engine.cache.check_integrity()
 
 
+def test_a_decoder_that_fails_ends_its_request_alone(model: Model) -> None:
+    """A fault of ours or of a caller's in one sequence, between two that are well."""
+
+    class Broken:
+        def push(self, ids: object) -> str:
+            raise IndexError("no such token")
+
+        def flush(self) -> str:
+            return ""
+
+    engine = Engine(model, SMALL)
+    well, ill = request(1, 50, 30), request(2, 50, 30, decoder=Broken)
+    before, broken, after = engine.generate([well, ill, request(3, 50, 30)])
+    assert [one.answers[0].finish_reason for one in (before, broken, after)] == ["length", "error", "length"]
+    assert broken.error == "the next token could not be chosen: see the log"
+    [alone] = Engine(model, SMALL).generate([well])
+    assert before.answers == alone.answers
+    engine.cache.check_integrity()
+
+
+def test_what_a_failed_request_read_is_not_kept(model: Model) -> None:
+    """It fails with guesses read and not taken back, right behind a page: its tokens must not be found by others."""
+    engine = Engine(model, EngineConfig(cache_bytes=4_000_000, draft_tokens=3))
+    pushed = 0
+
+    class Broken:
+        def push(self, ids: object) -> str:
+            nonlocal pushed
+            pushed += 1
+            if pushed == 7:
+                raise IndexError("no such token")
+            return ""
+
+        def flush(self) -> str:
+            return ""
+
+    ill = request(5, 250, 30, decoder=Broken)
+    [broken] = engine.generate([ill])
+    assert broken.answers[0].finish_reason == "error"
+    known = [*ill.prompt_ids, *broken.answers[0].token_ids, *[0] * 200]
+    [next_one] = engine.generate([Request(prompt_ids=known, params=SamplingParams(max_tokens=20, ignore_eos=True))])
+    [cold] = Engine(model, SMALL).generate(
+        [Request(prompt_ids=known, params=SamplingParams(max_tokens=20, ignore_eos=True))]
+    )
+    assert next_one.answers == cold.answers
+    assert next_one.usage.num_cached <= 250
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_random_adds_aborts_and_steps_leave_the_pool_whole(model: Model, seed: int) -> None:
     """2,500 operations each, 10,000 in all; afterwards nothing is in use, and what is kept can be given up."""
