@@ -6,14 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pelagos.cli.generate import (
-    Dtype,
-    DtypeOption,
-    Rounding,
-    RoundingOption,
-    Seed,
-    TopP,
-)
+from pelagos.cli.generate import Seed, TopP
+from pelagos.cli.loading import DtypeOption, Rounding, RoundingOption, default_temperature, load
 from pelagos.cli.options import MODEL_HELP, Device, Threads, use_threads
 from pelagos.common.errors import UsageError
 from pelagos.engine.params import SamplingParams
@@ -23,6 +17,7 @@ if TYPE_CHECKING:
     from pelagos.chat.tokenizer import Tokenizer
     from pelagos.cli.chat_session import Session
     from pelagos.engine.engine import Engine
+    from pelagos.model.transformer import Model
 
 MAX_HISTORY = 1000  # lines that the history keeps
 
@@ -74,7 +69,7 @@ def chat_command(
     a message of one chat, and thinking is not shown.
     """
     from pelagos.chat.effort import load_effort_levels
-    from pelagos.cli.chat_session import Session, Speaker, converse, default_temperature, file_text
+    from pelagos.cli.chat_session import Session, Speaker, converse, file_text
 
     model = model_place(model)
     folder = Path(model)
@@ -88,7 +83,7 @@ def chat_command(
     use_threads(threads)
     session = Session(
         speaker=Speaker(
-            engine=_engine(model, device, dtype, rounding),
+            engine=_engine(load(model, device, dtype, rounding)),
             tokenizer=tokenizer,
             levels=levels,
             params=params,
@@ -123,20 +118,11 @@ def _tokenizer(model: str) -> "Tokenizer":
     return Tokenizer.from_folder(model)
 
 
-def _engine(model: str, device: str, dtype: Dtype | None, rounding: Rounding) -> "Engine":
+def _engine(model: "Model") -> "Engine":
     """An engine in a thread of its own, so that Ctrl-C ends an answer and leaves the engine whole."""
-    import torch
-
     from pelagos.engine.engine import Engine
-    from pelagos.model.transformer import Model
 
-    loaded = Model.load(
-        model,
-        device,
-        None if dtype is None else getattr(torch, dtype),
-        official_rounding={Rounding.AUTO: None, Rounding.OFFICIAL: True, Rounding.OFF: False}[rounding],
-    )
-    engine = Engine(loaded)
+    engine = Engine(model)
     engine.start()
     return engine
 

@@ -280,20 +280,6 @@ def file_text(path: Path, option: str) -> str:
     return f"[file name]: {path.name}\n[file content begin]\n{text}\n[file content end]\n"
 
 
-def default_temperature(folder: Path) -> float:
-    """The temperature in a checkpoint's generation_config.json, if it has one from 0 to 2; else 1, the model's own."""
-    from pelagos.common.files import read_json
-
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        return 1.0
-    settings = read_json(path, 1 << 20)
-    value = settings.get("temperature") if isinstance(settings, dict) else None
-    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 2:
-        return float(value)
-    return 1.0
-
-
 def converse(session: Session, read: Callable[[], str | None]) -> None:
     """Take message after message until ``read`` gives None or one is /quit. Where a person is there, errors are told
     and Ctrl-C ends what is going on; elsewhere both end the chat."""

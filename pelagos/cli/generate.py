@@ -4,12 +4,12 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pelagos.cli.loading import DtypeOption, Rounding, RoundingOption, load
 from pelagos.cli.options import MODEL_HELP, Device, Json, Threads, use_threads
 from pelagos.cli.progress import PatientBar
 from pelagos.cli.prompt import GivenPrompt
@@ -23,22 +23,6 @@ if TYPE_CHECKING:
     from pelagos.model.transformer import Model
 
 DIM, PLAIN = "\x1b[2m", "\x1b[0m"
-
-
-class Dtype(StrEnum):
-    """Dtypes of activations."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
-class Rounding(StrEnum):
-    """Whether the served model's low-precision steps are done."""
-
-    AUTO = "auto"
-    OFFICIAL = "official"
-    OFF = "off"
 
 
 def _sampling(name: str, *flags: str) -> Any:
@@ -84,10 +68,6 @@ Stop = Annotated[
 ]
 Logprobs = Annotated[int | None, _sampling("logprobs")]  # with --json
 IgnoreEos = Annotated[bool, _sampling("ignore_eos", "--ignore-eos")]
-DtypeOption = Annotated[Dtype | None, _machine("Dtype between operations. Default: the checkpoint's.")]
-RoundingOption = Annotated[
-    Rounding, _machine("Round as the served model does; auto: if the weights are quantised as its are.")
-]
 PrefillChunk = Annotated[
     int, typer.Option(min=1, help="Prompt tokens read at a time; bounds memory.", rich_help_panel="Machine")
 ]
@@ -146,7 +126,7 @@ def generate_command(
     )
     use_threads(threads)
     model = model_place(model)
-    loaded = _load(model, device, dtype, rounding)
+    loaded = load(model, device, dtype, rounding)
     tokenizer = _tokenizer(Path(model))
     ready = given.prepare(Path(model), tokenizer)
     if chat and tokenizer is not None and not ignore_eos:
@@ -158,22 +138,6 @@ def generate_command(
     else:
         generation = _show(events, tokenizer, dim=ready.thinking and sys.stdout.isatty())
         print(_summary(generation, drawn=temperature > 0), file=sys.stderr)
-
-
-def _load(model: str, device: str, dtype: Dtype | None, rounding: Rounding) -> "Model":
-    import torch
-
-    from pelagos.model.transformer import Model
-
-    loaded = Model.load(
-        model,
-        device,
-        None if dtype is None else getattr(torch, dtype),
-        official_rounding={Rounding.AUTO: None, Rounding.OFFICIAL: True, Rounding.OFF: False}[rounding],
-    )
-    if not Path(model).is_dir():
-        print(f"pelagos: preset {model} has random weights: its output means nothing", file=sys.stderr)
-    return loaded
 
 
 def _tokenizer(folder: Path) -> "Tokenizer | None":

@@ -1,11 +1,11 @@
 """``pelagos serve``: a model behind the APIs of OpenAI and Anthropic, and the chat page."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from pelagos.cli.loading import default_temperature, load
 from pelagos.cli.options import MODEL_HELP, Device, Threads, use_threads
 from pelagos.common import log
 from pelagos.common.errors import UsageError
@@ -121,11 +121,12 @@ def serve_command(
         store_dir=store_dir,
         request_timeout=request_timeout,
         drain_seconds=drain_seconds,
+        default_temperature=default_temperature(Path(model)),
     )
     listener = open_socket(host, port)  # before a model is loaded for minutes
     try:
         use_threads(threads)
-        loaded = _load(model, device)
+        loaded = load(model, device)
         words = _tokenizer(Path(model), tokenizer, loaded)
         cache_bytes = None if ram_cache is None else int(ram_cache * GIB)
         engine_options = {"cache_bytes": cache_bytes, "max_running": max_running, "max_waiting": max_waiting}
@@ -170,15 +171,6 @@ def _serve(
         webbrowser.open(address)
     run = serve_with_granian if http_server == "granian" else serve
     run(app, server, listener)
-
-
-def _load(model: str, device: str) -> "Model":
-    from pelagos.model.transformer import Model
-
-    loaded = Model.load(model, device)
-    if not Path(model).is_dir():
-        print(f"pelagos: preset {model} has random weights: its output means nothing", file=sys.stderr)
-    return loaded
 
 
 def _tokenizer(folder: Path, given: Path | None, model: "Model") -> "Tokenizer":

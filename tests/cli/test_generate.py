@@ -11,11 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tokenizers
 import torch
-from safetensors.torch import save_file
+from byte_model import write_byte_model
 
-from pelagos.chat import tokenizer as chat_tokenizer
 from pelagos.chat.effort import LAUNCH, save_effort_levels
 from pelagos.chat.render import render
 from pelagos.chat.tokenizer import IncrementalDecoder, Tokenizer
@@ -25,41 +23,14 @@ from pelagos.engine import offline
 from pelagos.engine.offline import Generation, Progress, Timings, Token, generate
 from pelagos.engine.params import SamplingParams
 from pelagos.engine.sampler import Sampled
-from pelagos.model.config_json import config_to_json
-from pelagos.model.presets import preset
-from pelagos.model.tensors import tensor_specs
 from pelagos.model.transformer import Model
 
 RANDOM = "pelagos: preset tiny has random weights: its output means nothing\n"
-MARKS = [
-    getattr(chat_tokenizer, name) for name in ("BOS", "EOS", "USER", "ASSISTANT", "THINK_START", "THINK_END", "DSML")
-]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of random values with a tokenizer of single bytes and the marks of a chat."""
-    folder = tmp_path_factory.mktemp("model")
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    library = tokenizers.Tokenizer(tokenizers.models.BPE({char: i for i, char in enumerate(alphabet)}, []))
-    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = tokenizers.decoders.ByteLevel()
-    library.add_special_tokens(MARKS)
-    library.save(str(folder / "tokenizer.json"))
-    tokenizer = Tokenizer.from_folder(folder)
-    config = dataclasses.replace(
-        preset("tiny"), vocab_size=tokenizer.vocab_size, bos_id=tokenizer.bos_id, eos_ids=(tokenizer.eos_id,)
-    )
-    generator = torch.Generator().manual_seed(1)
-    tensors = {}
-    for spec in tensor_specs(config):
-        if spec.role == "ids":
-            tensors[spec.name] = torch.randint(0, config.num_experts, spec.shape, generator=generator)
-        else:
-            tensors[spec.name] = torch.randn(spec.shape, generator=generator) * spec.shape[-1] ** -0.5
-    save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config_to_json(config)))
-    return folder
+    return write_byte_model(tmp_path_factory.mktemp("model"))
 
 
 @dataclasses.dataclass
@@ -225,7 +196,7 @@ def test_chat_renders_a_turn_of_the_user(
 def test_bad_options_are_refused_before_a_model_is_loaded(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "_load", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(command, "load", lambda *_: pytest.fail("a model was loaded"))
     assert main(["generate", "tiny", *arguments]) == 2
     output = capsys.readouterr()
     assert message in output.err

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import logging
 import os
 import pty
 import re
@@ -17,62 +16,23 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import tokenizers
-import torch
-from safetensors.torch import save_file
+from byte_model import write_byte_model
 
-from pelagos.chat import tokenizer as chat_tokenizer
 from pelagos.chat.effort import JULY_2026
 from pelagos.chat.tokenizer import Tokenizer
 from pelagos.cli import chat_session
-from pelagos.cli.chat_session import DIM, PLAIN, Session, Speaker, converse, default_temperature
+from pelagos.cli.chat_session import DIM, PLAIN, Session, Speaker, converse
+from pelagos.cli.loading import default_temperature
 from pelagos.cli.main import main
 from pelagos.common.errors import UsageError
 from pelagos.engine.params import SamplingParams
 from pelagos.engine.request import Answer, Event, Finished, Reading, Request, Times, Tokens, Usage
 from pelagos.engine.sampler import Sampled
-from pelagos.model.config_json import config_to_json
-from pelagos.model.presets import preset
-from pelagos.model.tensors import tensor_specs
-
-MARKS = [
-    getattr(chat_tokenizer, name) for name in ("BOS", "EOS", "USER", "ASSISTANT", "THINK_START", "THINK_END", "DSML")
-]
-
-
-@pytest.fixture(autouse=True)
-def restored_logging() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), logging.getLogger("pelagos").level
-    yield
-    root.handlers[:] = handlers
-    logging.getLogger("pelagos").setLevel(level)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of random values with a tokenizer of single bytes and the marks of a chat."""
-    folder = tmp_path_factory.mktemp("model")
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    library = tokenizers.Tokenizer(tokenizers.models.BPE({char: i for i, char in enumerate(alphabet)}, []))
-    library.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = tokenizers.decoders.ByteLevel()
-    library.add_special_tokens(MARKS)
-    library.save(str(folder / "tokenizer.json"))
-    tokenizer = Tokenizer.from_folder(folder)
-    config = dataclasses.replace(
-        preset("tiny"), vocab_size=tokenizer.vocab_size, bos_id=tokenizer.bos_id, eos_ids=(tokenizer.eos_id,)
-    )
-    generator = torch.Generator().manual_seed(1)
-    tensors = {}
-    for spec in tensor_specs(config):
-        if spec.role == "ids":
-            tensors[spec.name] = torch.randint(0, config.num_experts, spec.shape, generator=generator)
-        else:
-            tensors[spec.name] = torch.randn(spec.shape, generator=generator) * spec.shape[-1] ** -0.5
-    save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(config_to_json(config)))
-    return folder
+    return write_byte_model(tmp_path_factory.mktemp("model"))
 
 
 @dataclasses.dataclass

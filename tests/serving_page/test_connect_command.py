@@ -1,7 +1,6 @@
 """``pelagos connect``: what clients are told, and that nothing of theirs is lost when it is written."""
 
 import json
-import logging
 import re
 import socket
 import stat
@@ -23,15 +22,6 @@ FILES = {
     "opencode": [".config/opencode/opencode.json"],
     "aider": [".aider.conf.yml", ".aider.model.metadata.json"],
 }
-
-
-@pytest.fixture(autouse=True)
-def restored_logging() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), logging.getLogger("pelagos").level
-    yield
-    root.handlers[:] = handlers
-    logging.getLogger("pelagos").setLevel(level)
 
 
 @pytest.fixture
