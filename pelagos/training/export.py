@@ -14,7 +14,7 @@ from pelagos.model.safetensors_file import StreamingWriter
 from pelagos.model.transformer import Model
 from pelagos.training.views import official_weights
 
-_COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "effort_levels.json")
+_COMPANIONS = ("tokenizer.json", "tokenizer_config.json", "effort_levels.json", "generation_config.json")
 
 
 def export(model: Model, folder: Path, *, official: bool, tokenizer_folder: Path | None = None) -> None:

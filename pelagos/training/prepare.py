@@ -2,6 +2,7 @@
 
     text/NAME.jsonl            the documents of each source, as a person can read them
     tokenizer.json             byte-level BPE, learnt from the training split
+    effort_levels.json  generation_config.json   how a model that learns from this is to be asked
     tokens/NAME.SPLIT.*        shards, see shards.py
     NOTICE  prepare.json  plots/*.png  state.json
 
@@ -30,6 +31,7 @@ from pelagos.training.ledger import Ledger
 from pelagos.training.prepare_report import SourceReport, SplitReport
 from pelagos.training.shards import SPLITS, ShardWriter, TokenSource, shard_paths
 from pelagos.training.sources import Fetched, SourceConfig, SourceUnavailableError, fetch, optional_module
+from pelagos.training.tasks.encoding import write_usage
 
 RULES_VERSION = 2  # to be raised when the same files would give other bytes than before
 TOKENS_FOLDER = "tokens"
@@ -211,6 +213,7 @@ class _Run:
         inputs = [config.vocab_size, config.tokenizer_bytes_per_source, self._split_inputs()]
         self._tokenizer_sha256 = self._step("tokenizer", inputs, [path], learn)["sha256"]
         self._tokenizer = Tokenizer.from_file(path)
+        write_usage(self._out)
 
     def _tokenizer_texts(self) -> Iterator[str]:
         """A random sample of the training documents of each source, about ``tokenizer_bytes_per_source`` of text."""

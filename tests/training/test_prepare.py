@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
+from pelagos.chat.effort import WORDS, load_effort_levels
 from pelagos.chat.tokenizer import Tokenizer
+from pelagos.cli.loading import default_temperature
 from pelagos.cli.train_prepare import train_prepare_command
 from pelagos.common.errors import ConfigError, ResourceError, UsageError
 from pelagos.training import prepare as prepare_module
@@ -21,6 +23,7 @@ from pelagos.training.corpus import read_text, split_documents, text_digest
 from pelagos.training.prepare import PrepareConfig, Report, prepare
 from pelagos.training.shards import SPLITS, TokenSource
 from pelagos.training.sources import SourceConfig
+from pelagos.training.tasks.encoding import EFFORT
 
 CONFIG = PrepareConfig(vocab_size=640, sources=SAMPLE, min_held_out_bytes=4000, plots=False)
 
@@ -79,6 +82,14 @@ def test_held_out_text_is_enough_and_apart(prepared: Report) -> None:
         for index in range(source.splits[split].num_documents)
     ]
     assert len(tokens) == len(set(tokens)) > 150
+
+
+def test_it_says_how_the_model_is_to_be_asked(prepared: Report) -> None:
+    """Training renders every prompt at one level of effort, so every word of a user means that one."""
+    levels = load_effort_levels(prepared.folder)
+    assert {levels.resolve(word) for word in WORDS if word != "none"} == {EFFORT}
+    assert levels.resolve("none") == "none"
+    assert default_temperature(prepared.folder) == 0.0
 
 
 def test_notice_and_statistics(prepared: Report) -> None:

@@ -13,17 +13,29 @@ the last one alone.
 """
 
 import dataclasses
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby, pairwise
+from pathlib import Path
 from typing import Any
 
+from pelagos.chat.effort import WORDS, EffortLevels, Level, save_effort_levels
 from pelagos.chat.render import RenderedPrompt, render
 from pelagos.chat.tokenizer import ASSISTANT, THINK_END, THINK_START, USER, Tokenizer
+from pelagos.common.files import write_atomic
 from pelagos.training.tasks.sample import Sample, Segment
 from pelagos.training.tasks.tools import SCHEMAS
 
-EFFORT = "low"  # the level whose prompt has no text about effort
+EFFORT: Level = "low"  # the level whose prompt has no text about effort
 NUM_TURN_MARKS = 2  # a prompt ends in the assistant's mark and a think mark
+
+
+def write_usage(folder: Path) -> None:
+    """Write beside a tokenizer how a model trained on these samples is to be asked: its prompts have seen no text about
+    effort, whatever the word, and its tasks have one right answer."""
+    levels: dict[str, Level] = {word: "none" if word == "none" else EFFORT for word in WORDS}
+    save_effort_levels(EffortLevels(levels=levels), folder)
+    write_atomic(folder / "generation_config.json", json.dumps({"temperature": 0.0}) + "\n")
 
 
 def encode(sample: Sample, tokenizer: Tokenizer, *, answers_only: bool = False) -> tuple[list[int], list[float]]:

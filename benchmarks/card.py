@@ -1,0 +1,79 @@
+"""Figures of a model's card: graded exercises in the format that ships, answered greedily by exact inference.
+
+    python benchmarks/card.py MODEL --data DATA [--samples 40] [--out FILE.json]
+
+DATA is a folder of `pelagos train prepare`. Every task is asked with words and templates of the held-out side; the
+look-ups also with those that training asks for. "kv N" are N pairs in a list that fills a text of the given length.
+"""
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from pelagos.chat.tokenizer import Tokenizer
+from pelagos.cli.options import use_threads
+from pelagos.model.places import model_place
+from pelagos.model.transformer import Model
+from pelagos.training.data import open_shards
+from pelagos.training.exercises import attempt_all, held_out_exercises, right
+from pelagos.training.task_documents import Passages
+from pelagos.training.tasks import TASKS, Sample
+
+MAX_TOKENS, ANSWER_TOKENS, SIDE_BY_SIDE = 1024, 64, 16
+PAIRS = ((4, None), (16, None), (4, 256), (4, 1024))
+
+
+def pairs(tokenizer: Tokenizer, number: int, length: int | None, samples: int, *, held_out: bool) -> Iterator[Sample]:
+    """Lists of ``number`` pairs of single words with one question each, within ``length`` tokens of filler."""
+    knobs: dict[str, Any] = {"num_pairs": (number, number), "key_words": (1, 1), "value_words": (1, 1)}
+    knobs |= {"num_queries": (1, 1), "chat_share": 1.0, "thinking_share": 0.0}
+    if length is not None:
+        knobs["target_tokens"] = (length, length)
+    for i in range(samples):
+        rng = random.Random(f"{number} {length} {i}")
+        yield TASKS["kv"].make(rng, TASKS["kv"].knobs(**knobs), tokenizer=tokenizer, held_out=held_out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--samples", type=int, default=40)
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    use_threads(None)
+    folder = Path(model_place(options.model))
+    model, tokenizer = Model.load(folder), Tokenizer.from_folder(folder)
+    haystack = Passages(list(open_shards(options.data, "test").values()), tokenizer)
+    results: dict[str, dict[str, float]] = {}
+
+    def measure(name: str, samples: list[Sample]) -> None:
+        began = time.perf_counter()
+        attempts = list(attempt_all(model, tokenizer, samples, answer_tokens=ANSWER_TOKENS, side_by_side=SIDE_BY_SIDE))
+        share = right(attempts)
+        calls = [attempt.calls for attempt in attempts]
+        results[name] = {"right": share.num_right, "of": share.num_all, "calls": sum(c.num_all for c in calls)}
+        results[name]["valid_calls"] = sum(c.num_right for c in calls)
+        print(f"{name:32} {share.num_right:3}/{share.num_all:<3} {time.perf_counter() - began:6.1f} s", flush=True)
+
+    for number, length in PAIRS:
+        for held_out in (False, True):
+            side = "words never asked for" if held_out else "words of training"
+            name = f"kv {number}, {length or 'list alone'}, {side}"
+            measure(name, list(pairs(tokenizer, number, length, options.samples, held_out=held_out)))
+    for task in TASKS:
+        texts = {"haystack": haystack, "glosses": None}
+        exercises = held_out_exercises(
+            task, options.samples, tokenizer=tokenizer, max_tokens=MAX_TOKENS, seed=0, **texts
+        )
+        measure(task, list(exercises))
+    if options.out is not None:
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
