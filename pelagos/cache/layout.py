@@ -8,6 +8,7 @@ Shapes come from the model's state alone (``model/native_state.py``).
 
 from dataclasses import dataclass
 
+from pelagos.model.config import PAGE_TOKENS
 from pelagos.model.native_state import CompressedPlace, LayerPlace, StateLayout
 
 Span = tuple[int, int]  # bytes start .. stop of a block
@@ -44,8 +45,6 @@ class CacheLayout:
     @property
     def bytes_per_token(self) -> float:
         """Bytes of pages per token of context."""
-        from pelagos.model.config import PAGE_TOKENS
-
         return self.page_bytes / PAGE_TOKENS
 
 

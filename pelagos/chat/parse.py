@@ -114,10 +114,6 @@ class TokenFeed:
     def finished(self) -> bool:
         return self._at_stop_id or self._stream.finished
 
-    @property
-    def at_stop_string(self) -> bool:
-        return self._stream.finished and not self._at_stop_id
-
     def push(self, ids: Iterable[SupportsIndex], logprobs: Sequence[Logprob] | None = None) -> Iterator[dict[str, Any]]:
         """Take the next ids, with their log-probabilities where the answer shows them; yields what they add, so it acts
         only as far as it is read. Raises TokenizerError at an id out of range."""

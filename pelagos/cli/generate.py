@@ -42,10 +42,6 @@ def _prompt(text: str, *flags: str) -> Any:
     return typer.Option(*flags, help=text, rich_help_panel="Prompt (exactly one of the first three)")
 
 
-def _machine(text: str) -> Any:
-    return typer.Option(help=text, rich_help_panel="Machine")
-
-
 ModelName = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Prompt = Annotated[str | None, _prompt("The text to continue, or with --chat the user's message.")]
 PromptFile = Annotated[str | None, _prompt("A UTF-8 file with it; - is standard input.")]

@@ -9,7 +9,7 @@ from pelagos.engine.request import Request
 from pelagos.serving import fields
 from pelagos.serving.answer import Counts, Frame
 from pelagos.serving.chat import effort_fields, engine_request, prompt_of
-from pelagos.serving.constraints import ToolChoice, check_choice
+from pelagos.serving.constraints import Mode, ToolChoice, check_choice
 from pelagos.serving.errors import ApiError, body
 from pelagos.serving.fields import FieldTable
 from pelagos.serving.limits import check_counts
@@ -34,7 +34,7 @@ COUNT_TABLE = FieldTable(acts=COUNTED, only=ONLY, hints=HINTS)
 METADATA = FieldTable(acts=("user_id",))
 OUTPUT_CONFIG = FieldTable(acts=("effort", "format"), refused={"task_budget": "the model is told no budget"})
 CHOICE = FieldTable(acts=("type", "name", "disable_parallel_tool_use"))
-MODES = {"auto": "auto", "any": "required", "tool": "named", "none": "none"}
+MODES: dict[str, Mode] = {"auto": "auto", "any": "required", "tool": "named", "none": "none"}
 # What the converter checks and renders as it came.
 CONVERTED = ("system", "tools", "stop_sequences", "stream", "temperature", "top_p")
 # Blocks that another model's service encrypted: there is nothing in them that this one could read.
@@ -111,7 +111,7 @@ def _tool_choice(asked: Mapping[str, Any]) -> ToolChoice:
             param="tool_choice",
         )
     parallel = not fields.boolean(given, "disable_parallel_tool_use")
-    return ToolChoice(mode=MODES[kind], name=given.get("name"), parallel=parallel)  # type: ignore[arg-type]
+    return ToolChoice(mode=MODES[kind], name=given.get("name"), parallel=parallel)
 
 
 def _schema(value: object) -> Mapping[str, Any] | bool | None:

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,7 +64,7 @@ class Run:
             self._server.watch.end(self._call)
             raise
 
-    async def batches(self, silence: Callable[[], float]) -> AsyncIterator[list[Frame] | None]:
+    async def batches(self, silence: Callable[[], float]) -> AsyncGenerator[list[Frame] | None, None]:
         """What to send, batch by batch; None where there was nothing for ``silence()`` seconds. Ends with the engine's
         requests. Leaving early ends them too."""
         try:
@@ -156,7 +156,7 @@ async def respond(server: Server, call: Call, http: HttpRequest, prepared: Prepa
     return JSONResponse(result, headers={**prepared.headers, **headers(run.counts)})
 
 
-async def stream(server: Server, call: Call, run: Run) -> AsyncIterator[bytes]:
+async def stream(server: Server, call: Call, run: Run) -> AsyncGenerator[bytes, None]:
     """The bytes of a stream of events. The last event always comes, whatever happens."""
     keep_alive = server.config.keep_alive_seconds
     last = shown = time.monotonic()
@@ -179,7 +179,7 @@ async def stream(server: Server, call: Call, run: Run) -> AsyncIterator[bytes]:
         await run.keep()
         yield b"".join(sse.event(body, name) for name, body in frames)
     finally:
-        await batches.aclose()  # type: ignore[attr-defined]  # an async generator
+        await batches.aclose()
 
 
 async def collect(run: Run) -> dict[str, Any]:
@@ -189,7 +189,7 @@ async def collect(run: Run) -> dict[str, Any]:
         async for _ in batches:
             pass
     finally:
-        await batches.aclose()  # type: ignore[attr-defined]
+        await batches.aclose()
     if (trouble := run.trouble) is not None:
         raise trouble
     return run.answer.result()

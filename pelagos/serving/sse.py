@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -31,7 +31,7 @@ class EventStream:
     ``chunks`` is closed when it ends, when the client leaves, and when the server stops this request.
     """
 
-    def __init__(self, chunks: AsyncIterator[bytes], headers: Mapping[str, str]) -> None:
+    def __init__(self, chunks: AsyncGenerator[bytes, None], headers: Mapping[str, str]) -> None:
         self._chunks = chunks
         self._headers = {**HEADERS, **NO_BUFFER, **headers}
 
@@ -49,7 +49,7 @@ class EventStream:
             sender.result()
 
     async def _send(self, headers: list[tuple[bytes, bytes]], send: Send) -> None:
-        async with aclosing(self._chunks) as chunks:  # type: ignore[type-var]  # an async generator
+        async with aclosing(self._chunks) as chunks:
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             async for chunk in chunks:
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
