@@ -51,29 +51,31 @@ class Scheduler:
 
     def admit(self) -> list[Job]:
         """Start what can be started now; returns the requests that are new among those worked on."""
-        started = []
+        started: list[Job] = []
         paused = [job for job in self.running if job.is_paused]
+        lacks_memory = False
         for job in sorted([*self.waiting, *paused], key=self._rank):
-            if self._must_wait(job):
-                continue
-            if self.num_active >= self.config.max_running and not self._pause_one_below(job.request.priority):
+            is_full = self.num_active >= self.config.max_running
+            gives_way = self._one_below(job.request.priority) if is_full else None
+            if is_full and gives_way is None:
                 break
             if job.is_paused:
                 job.is_paused = False
+            elif lacks_memory or self._must_wait(job):
+                continue
             elif self._start(job):
                 started.append(job)
             else:
-                break
+                lacks_memory = True  # new ones wait; paused ones go on, for what they hold comes free at their end
+                continue
+            if gives_way is not None:
+                gives_way.is_paused = True
         return started
 
-    def _pause_one_below(self, priority: int) -> bool:
-        """Pause the least urgent running request if it is less urgent than ``priority``."""
-        active = [job for job in self.running if not job.is_paused]
-        last = max(active, key=self._rank)
-        if last.request.priority >= priority:
-            return False
-        last.is_paused = True
-        return True
+    def _one_below(self, priority: int) -> Job | None:
+        """The least urgent running request, if it is less urgent than ``priority``."""
+        last = max((job for job in self.running if not job.is_paused), key=self._rank)
+        return last if last.request.priority < priority else None
 
     def _must_wait(self, job: Job) -> bool:
         """Whether another request is reading a prefix that this one will want."""

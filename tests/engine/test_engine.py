@@ -144,6 +144,22 @@ def test_a_higher_priority_takes_the_place_of_a_running_request_which_goes_on_la
     assert answers["low"].usage.num_computed == 50  # nothing was read twice
 
 
+def test_nobody_gives_way_to_one_that_does_not_fit(model: Model) -> None:
+    """The urgent request needs the memory that the running one holds: that one goes on, else neither would."""
+    engine, order = Engine(model, EngineConfig(cache_bytes=1_000_000, max_running=1)), list[str]()
+    room = (engine.cache.num_pages - 2) * 128
+    low = request(1, 10, room // 2 + 200)
+    high = request(2, 10, room // 2 + 200, priority=3)
+    for name, one in (("low", low), ("high", high)):
+        engine.add(one, lambda event, name=name: order.append(name) if isinstance(event, Finished) else None)  # type: ignore[misc]
+        for _ in range(5):
+            engine.step()
+    for _ in range(20_000):
+        if not engine.step():
+            break
+    assert order == ["low", "high"]
+
+
 def test_equal_prompts_are_read_once(model: Model) -> None:
     engine = Engine(model, SMALL)
     same = [request(3, 400, 5) for _ in range(6)]
