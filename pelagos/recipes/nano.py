@@ -1,11 +1,11 @@
 """``nano``: the model that ships, trained on two CPU cores: recall over long texts, tool calls, documentation prose.
 
 16.4M parameters, 6.1M active. Lengths go 256, 1K, 4K, 16K; YaRN takes 4K to 64K, as it takes the released models from
-64K to 1M. The indexer learns from the first step, beside dense attention; top-k is switched on at 60 %.
+64K to 1M. The indexer learns from the first step, beside dense attention; top-k is switched on at 68 %.
 """
 
 from pelagos.model.config import ModelConfig, RopeConfig, YarnConfig, csa_layer, hca_layer, window_layer
-from pelagos.training.config import BalanceConfig, SavingConfig, StageConfig, TrainConfig
+from pelagos.training.config import BalanceConfig, QatConfig, SavingConfig, StageConfig, TrainConfig
 from pelagos.training.data import DataConfig
 from pelagos.training.evaluate import EvaluateConfig
 from pelagos.training.optimizer import OptimizerConfig
@@ -50,23 +50,23 @@ def nano() -> TrainConfig:
     )
     return TrainConfig(
         name="nano",
-        num_steps=1100,
+        num_steps=720,
         init="recall",
         model=model,
         data=DataConfig(folder="data/nano"),
         stages=(
-            StageConfig(until=0.25, sequence_length=256, num_rows=16, text=0.3, lists=0.7, recall=0.0, chat=0.0),
-            StageConfig(until=0.5, sequence_length=256, num_rows=16, text=0.3, lists=0.3, recall=0.3, chat=0.1),
+            StageConfig(until=0.2, sequence_length=256, num_rows=16, text=0.3, lists=0.7, recall=0.0, chat=0.0),
+            StageConfig(until=0.4, sequence_length=256, num_rows=16, text=0.3, lists=0.3, recall=0.3, chat=0.1),
             StageConfig(
-                until=0.8, sequence_length=1024, num_rows=4, sparse_from=0.6,
-                text=0.3, lists=0.2, recall=0.3, chat=0.2,
+                until=0.75, sequence_length=1024, num_rows=8, sparse_from=0.68,
+                text=0.2, lists=0.1, recall=0.3, chat=0.4,
             ),
             StageConfig(
-                until=0.96, sequence_length=4096, num_rows=2, sparse_from=0.6, text=0.3, recall=0.45, chat=0.25
+                until=0.96, sequence_length=4096, num_rows=2, sparse_from=0.68, text=0.2, recall=0.4, chat=0.4
             ),
             StageConfig(
-                until=1.0, sequence_length=16_384, num_rows=1, sparse_from=0.6, yarn=True,
-                text=0.2, recall=0.6, chat=0.2,
+                until=1.0, sequence_length=16_384, num_rows=1, sparse_from=0.68, yarn=True,
+                text=0.1, recall=0.6, chat=0.3,
             ),
         ),
         # Tables learn slowly, by what occurs alone: else the words of tasks are learned by heart, and others lost.
@@ -76,9 +76,10 @@ def nano() -> TrainConfig:
             newton_schulz_steps=(4, 1),
             embed_lr_mult=0.2,
             head_lr_mult=0.2,
-            table_eps=3e-5,
+            table_eps=1e-4,
         ),
         balance=BalanceConfig(bias_speed=0.01),
+        qat=QatConfig(start=0.9),
         saving=SavingConfig(every_steps=25, log_every=5),
         evaluation=EvaluateConfig(),
     )  # fmt: skip

@@ -10,6 +10,7 @@ import itertools
 import keyword
 import random
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pelagos.chat.tokenizer import Tokenizer
@@ -55,6 +56,7 @@ UNWANTED = {
     *keyword.kwlist,
 }
 PLAIN_WORD = re.compile(rb" [a-z]{3,10}")
+ENDING = re.compile(rb"[a-z]{2,6}")
 
 
 def is_held_out(key: str) -> bool:
@@ -85,15 +87,39 @@ def word_pool(tokenizer: Tokenizer, held_out: bool) -> tuple[str, ...]:
 
     The commonest 4,096 entries of the vocabulary that are a space and 3 to 10 small letters, so that behind a space
     each is a single token (many are parts of words); none of them a keyword of Python. A vocabulary with few of them
-    is filled up to 1,024 with invented words of several tokens.
+    is filled up to 1,024 with invented words of several tokens. For training there are as many compounds beside them.
     """
-    entries = (token_id for token_id in range(tokenizer.vocab_size) if token_id not in tokenizer.special_ids)
-    found = (token_id for token_id in entries if PLAIN_WORD.fullmatch(_bytes(tokenizer, token_id)))
-    single = (token_id for token_id in found if tokenizer.encode(tokenizer.decode([token_id])) == [token_id])
-    words = [tokenizer.decode([token_id]).strip() for token_id in itertools.islice(single, MAX_POOL)]
+    words = _plain_words(tokenizer, PLAIN_WORD)[:MAX_POOL]
     invented = ("".join(parts) for parts in itertools.product("bdfgklmnprst", "aeiou", "klmnrstvz", "aeiou"))
     words += itertools.islice(invented, max(0, MIN_POOL - len(words)))
+    if not held_out:
+        words += _compounds(tokenizer, words)
     return tuple(w for w in dict.fromkeys(words) if w not in UNWANTED and is_held_out(w) == held_out)
+
+
+def _compounds(tokenizer: Tokenizer, words: list[str]) -> list[str]:
+    """Every word, of both sides, with an ending: so that each entry of the vocabulary is now and then an answer. Else a
+    model unlearns, token by token, to say those that never are, and with them all words of the test side."""
+    endings = _plain_words(tokenizer, ENDING)[:MAX_POOL]
+    random.Random("endings").shuffle(endings)
+    turns = itertools.cycle(endings)
+    return [made for word in words if (made := _compound(tokenizer, word, itertools.islice(turns, 16)))]
+
+
+def _compound(tokenizer: Tokenizer, word: str, endings: Iterable[str]) -> str | None:
+    """A word of the training side that begins with the tokens of ``word``."""
+    start = tokenizer.encode(f" {word}")
+    for ending in endings:
+        if not is_held_out(word + ending) and tokenizer.encode(f" {word}{ending}")[: len(start)] == start:
+            return word + ending
+    return None
+
+
+def _plain_words(tokenizer: Tokenizer, pattern: re.Pattern[bytes]) -> list[str]:
+    """Entries of the vocabulary of this form that a text can have, commonest first, without the space before them."""
+    entries = (token_id for token_id in range(tokenizer.vocab_size) if token_id not in tokenizer.special_ids)
+    found = (token_id for token_id in entries if pattern.fullmatch(_bytes(tokenizer, token_id)))
+    return [text.strip() for i in found if tokenizer.encode(text := tokenizer.decode([i])) == [i]]
 
 
 def _bytes(tokenizer: Tokenizer, token_id: int) -> bytes:
