@@ -1,8 +1,9 @@
 """Between the event loop and the engine's thread: requests go one way, events come back the other.
 
 The engine calls ``Flow._on_event`` in its own thread and must not wait, so events are added up there: the newest
-``Reading``, and all new tokens of an answer as one. The loop takes what there is whenever it has time. So a slow reader
-costs the tokens it has not read, up to a bound, and no step of the engine.
+``Reading``, and all new tokens of an answer as one. The loop takes what there is whenever it has time, and tokens no
+more often than the pace says. So a slow reader costs the tokens it has not read, up to a bound, and no step of the
+engine; and a fast model does not spend its cores on telling of every token.
 """
 
 import asyncio
@@ -85,17 +86,22 @@ class Flow:
         requests: Sequence[Request],
         *,
         max_buffered_tokens: int,
+        pace: float = 0.0,
         on_finished: Callable[[int, Finished], None] | None = None,
     ) -> None:
+        """``pace``: seconds between two batches that hold nothing but tokens; the first never waits."""
         self._engine = engine
         self._members = [_Member(request=request) for request in requests]
         self._max_buffered = max_buffered_tokens
+        self._pace = pace
         self._on_finished = on_finished
         self._loop = asyncio.get_running_loop()
         self._news = asyncio.Event()
         # Held for a few statements at a time, never while the engine is called.
         self._lock = threading.Lock()
         self._is_woken = False
+        self._is_resting = False  # tokens alone do not wake the loop
+        self._rests_until = 0.0
         self._has_left = False
         self._reading: dict[int, Reading] = {}
         self._tokens: dict[tuple[int, int], NewTokens] = {}
@@ -130,6 +136,8 @@ class Flow:
 
     async def next_batch(self, timeout: float | None = None) -> Batch | None:
         """Wait for news and take all of it; None if there was none for ``timeout`` seconds."""
+        if self._is_resting:
+            await self._rest()
         try:
             async with asyncio.timeout(timeout):
                 await self._news.wait()
@@ -141,7 +149,20 @@ class Flow:
             batch = Batch(reading=self._reading, tokens=list(self._tokens.values()), finished=self._finished)
             self._reading, self._tokens, self._finished = {}, {}, {}
             self._num_buffered = 0
+            self._is_resting = bool(self._pace and batch.tokens)
+        self._rests_until = self._loop.time() + self._pace
         return batch
+
+    async def _rest(self) -> None:
+        """Let tokens add up until the pace allows the next batch, or something else comes."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(self._rests_until):
+                await self._news.wait()
+        with self._lock:
+            self._is_resting = False
+            if self._tokens:
+                self._is_woken = True
+                self._news.set()
 
     def abort(self) -> None:
         """Stop the requests that still run; their ends are still to come."""
@@ -191,7 +212,8 @@ class Flow:
                 case Finished():
                     member.is_finished = True
                     self._finished[number] = event
-            wake = not self._is_woken and not self._has_left
+            is_urgent = not self._is_resting or not isinstance(event, Tokens)
+            wake = is_urgent and not self._is_woken and not self._has_left
             self._is_woken |= wake
         if abort_now:
             self._engine.abort(event.request_id)

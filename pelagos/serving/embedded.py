@@ -50,7 +50,11 @@ def serving(engine: EngineLike, tokenizer: Tokenizer, config: ServingConfig) -> 
         loops.append(asyncio.get_running_loop())
         await http.serve(sockets=[listener])
 
-    thread = threading.Thread(target=lambda: asyncio.run(run()), name="pelagos-server", daemon=True)
+    def work() -> None:
+        with asyncio.Runner(loop_factory=http.config.get_loop_factory()) as runner:
+            runner.run(run())
+
+    thread = threading.Thread(target=work, name="pelagos-server", daemon=True)
     server.warm_up()
     engine.start()
     thread.start()

@@ -51,6 +51,7 @@ class Run:
             server.engine,
             prepared.requests,
             max_buffered_tokens=server.config.limits.max_buffered_tokens,
+            pace=server.config.pace_seconds,
             on_finished=server.watch.ended(call, prepared.protocol),
         )
 
