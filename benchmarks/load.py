@@ -1,9 +1,9 @@
 """Hundreds of streams for minutes: does anything get lost, counted twice, or left behind?
 
-    python benchmarks/load.py [--minutes 5] [--streams 256] [--slow 32] [--leave 0.1] [--out FILE.jsonl]
+    python benchmarks/load.py [MODEL] [--minutes 5] [--streams 256] [--slow 32] [--leave 0.1] [--out FILE.jsonl]
 
-A server of the preset tiny in this process, its clients in another. They stream chats and completions of random sizes,
-some reading slowly, some leaving in the middle. Afterwards:
+A server of MODEL (a folder or a name, default nano) in this process, its clients in another. They stream chats and
+completions of random sizes, some reading slowly, some leaving in the middle. Afterwards:
 
     every request to the engine has exactly one end, and the sums of their usage are the engine's counters
     what clients saw of answers that came to their end agrees with it
@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from pelagos.chat.byte_vocabulary import write_byte_tokenizer
+from pelagos.chat.tokenizer import Tokenizer
 from pelagos.cli.options import use_threads
 from pelagos.cli.stream_client import EventStream, Target, target_of
 from pelagos.common.device import describe_machine
@@ -38,6 +39,7 @@ from pelagos.common.errors import ResourceError
 from pelagos.engine.config import EngineConfig
 from pelagos.engine.engine import Engine
 from pelagos.engine.request import Event, Finished, OnEvent, Request
+from pelagos.model.places import model_place
 from pelagos.model.transformer import Model
 from pelagos.serving.config import ServingConfig
 from pelagos.serving.embedded import Embedded, serving
@@ -142,7 +144,7 @@ def _request(rng: random.Random) -> tuple[str, dict[str, Any]]:
     text = "".join(rng.choices("abcdefgh ", k=length))
     if rng.random() < 0.3:
         text = "the same beginning " * (length // 19) + text[-8:]
-    body: dict[str, Any] = {"model": "tiny", "stream": True, "stream_options": {"include_usage": True}}
+    body: dict[str, Any] = {"model": "pelagos", "stream": True, "stream_options": {"include_usage": True}}
     body |= {"max_tokens": rng.choice((4, 30, 100, 250)), "user": f"user {rng.randrange(5)}"}
     if rng.random() < 0.5:
         return "/v1/completions", {**body, "prompt": text}
@@ -192,10 +194,11 @@ def growth(memory: list[tuple[float, int]]) -> tuple[int, int]:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """The report, with ``checks``: what was looked at, and whether it was as it should be."""
     use_threads(options.threads)
-    counted = Counted(Engine(Model.load("tiny"), EngineConfig(cache_bytes=CACHE_BYTES, max_waiting=4096)))
+    place = model_place(options.model)
+    counted = Counted(Engine(Model.load(place), EngineConfig(cache_bytes=CACHE_BYTES, max_waiting=4096)))
     with tempfile.TemporaryDirectory() as folder:
-        tokenizer = write_byte_tokenizer(Path(folder))
-        config = ServingConfig(port=0, model_name="tiny", keep_alive_seconds=1.0)
+        tokenizer = Tokenizer.from_folder(place) if Path(place).is_dir() else write_byte_tokenizer(Path(folder))
+        config = ServingConfig(port=0, keep_alive_seconds=1.0)
         with serving(counted, tokenizer, config) as running:
             num_tasks = running.call(lambda: len(asyncio.all_tasks()))
             num_threads = threading.active_count()
@@ -234,7 +237,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         checks["memory is flat"] = after <= before * (1 + GROWTH_SHARE) + GROWTH_BYTES
     return {
         "date": datetime.date.today().isoformat(),
-        **{name: getattr(options, name) for name in ("minutes", "streams", "slow", "leave")},
+        **{name: getattr(options, name) for name in ("model", "minutes", "streams", "slow", "leave")},
         "machine": {"processor": machine.processor.model, "usable_cores": machine.num_usable_cores},
         "checks": checks,
         "clients": seen,
@@ -247,6 +250,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="nano", metavar="MODEL")
     parser.add_argument("--minutes", type=float, default=5.0)
     parser.add_argument("--streams", type=int, default=256, help="at once")
     parser.add_argument("--slow", type=int, default=32, help="of them read slowly")

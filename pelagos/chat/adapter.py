@@ -230,16 +230,21 @@ def _sentence(body: str) -> str:
 class AnswerStream:
     """The library's StreamProcessor for one answer: ids or text in, chunks in the shape of a protocol out.
 
-    ``finished`` becomes true at a stop string. Limits of the library that callers must know: the EOS id and turn marks
-    are shown as text if pushed, an id out of range is ignored, a push of several ids that ends inside a character loses
-    them all, tool arguments are not checked, and its own token counts leave ids out.
+    ``finished`` becomes true at a stop string. ``may_join``: whether ids that are pushed together give what they give
+    one by one; with stop strings the end would be noticed late, and JSON output shows spaces for what a push left out.
+    Limits of the library that callers must know: the EOS id and turn marks are shown as text if pushed, an id out of
+    range is ignored, a push of several ids that ends inside a character loses them all, tool arguments are not checked,
+    and its own token counts leave ids out.
     """
 
-    def __init__(self, processor: "deepseek_recipe.StreamProcessor", collected: Any = None) -> None:
+    def __init__(
+        self, generator: Any, options: "deepseek_recipe.ParsingOptions", tokenizer: OfficialTokenizer, collected: Any
+    ) -> None:
         """Use ``plain`` or ``of_request``; ``collected`` adds the chunks up."""
         import deepseek_recipe as recipe
 
-        self._processor = processor
+        self.may_join = not options.stop_sequences and not options.parse_json_output
+        self._processor = recipe.StreamProcessor(generator, options, tokenizer.tokenizer)
         self._collected = collected
         self._chunk = recipe.InferenceChunk
         self._usage = recipe.PromptUsage
@@ -275,7 +280,7 @@ class AnswerStream:
             recipe.Conversation(thinking_mode=thinking), recipe.ModelVersion.DeepseekV4Pro
         )
         generator = recipe.ChatCompletionRequest.chunk_generator(request, "", MODEL_NAME)
-        stream = cls(recipe.StreamProcessor(generator, options, tokenizer.tokenizer))
+        stream = cls(generator, options, tokenizer, None)
         stream.ready()
         return stream
 
@@ -303,7 +308,7 @@ class AnswerStream:
                 if conversion.namespaces:
                     generator = generator.with_namespace_tool_map(conversion.namespaces)
                 collected = recipe.ResponsesResponse(*counts)
-        return cls(recipe.StreamProcessor(generator, request.parsing_options, tokenizer.tokenizer), collected)
+        return cls(generator, request.parsing_options, tokenizer, collected)
 
     @property
     def finished(self) -> bool:

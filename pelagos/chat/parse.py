@@ -118,19 +118,20 @@ class TokenFeed:
         """Take the next ids, with their log-probabilities where the answer shows them; yields what they add, so it acts
         only as far as it is read. Raises TokenizerError at an id out of range."""
         assert not self._ended, "push after finish"
-        for position, token_id in enumerate(map(operator.index, ids)):
-            if self.finished:
-                break
-            if not self._is_known(token_id):
-                self.num_tokens += 1
-                continue
-            self.num_tokens += 1
-            if token_id in self._tokenizer.stop_ids:
-                self._at_stop_id = True
-                continue
-            chunks = self._push_one(token_id, None if logprobs is None else logprobs[position])
+        numbers = list(map(operator.index, ids))
+        joins = logprobs is None and self._stream.may_join
+        position = 0
+        while position < len(numbers) and not self.finished:
+            stop = self._end_of_ascii(numbers, position) if joins and not self._held else position
+            if stop > position:
+                self.num_tokens += stop - position
+                chunks = self._stream.push_ids(numbers[position:stop])
+            else:
+                stop = position + 1
+                chunks = self._push_next(numbers[position], None if logprobs is None else logprobs[position])
             if any(map(self._shows_reasoning, chunks)):
-                self.num_reasoning_tokens = self.num_tokens - (token_id == self._think_end)
+                self.num_reasoning_tokens = self.num_tokens - (numbers[stop - 1] == self._think_end)
+            position = stop
             yield from chunks
 
     def finish(self, reason: FinishReason = "stop") -> list[dict[str, Any]]:
@@ -140,9 +141,29 @@ class TokenFeed:
         chunks = self._stream.push_text(self._held_text) if self._held_text else []
         return chunks + self._stream.finish(reason)
 
+    def _end_of_ascii(self, ids: Sequence[int], start: int) -> int:
+        """Where the ids from ``start`` on end that are plain ASCII with something to see in each: these may go to the
+        parser in one push."""
+        for position in range(start, len(ids)):
+            text = self._tokenizer.ascii_text(ids[position]) if self._is_known(ids[position]) else None
+            if (
+                text is None or text.isspace()
+            ):  # the parser keeps spaces back where a mark may follow: they show nothing
+                return position
+        return len(ids)
+
+    def _push_next(self, token_id: int, logprob: Logprob | None) -> list[dict[str, Any]]:
+        self.num_tokens += 1
+        if not self._is_known(token_id):
+            return []
+        if token_id in self._tokenizer.stop_ids:
+            self._at_stop_id = True
+            return []
+        return self._push_one(token_id, logprob)
+
     def _is_known(self, token_id: int) -> bool:
         try:
-            self._tokenizer.token_bytes(token_id)
+            self._tokenizer.ascii_text(token_id)
         except TokenizerError:
             if not self._skips_unknown:
                 raise
@@ -163,7 +184,7 @@ class TokenFeed:
         self._held.append(token_id)
         if logprob is not None:
             self._held_logprobs.append(logprob)
-        self._held_text += self._decoder.push([token_id])
+        self._held_text += self._decoder.push_one(token_id)
         self._broken |= "\ufffd" in self._held_text
         whole = not self._decoder.pending
         chunks: list[dict[str, Any]] = []

@@ -46,6 +46,7 @@ class Tokenizer:
         self.path = path
         self._special = {token.content: i for i, token in library.get_added_tokens_decoder().items()}
         self._bytes = _bytes_of_ids(path, library, self._special)
+        self._ascii: dict[int, str] = {}  # found so far
         self._plain = _without_special_tokens(library)
         self.vocab_size = len(self._bytes)
         self.special_ids = frozenset(self._special.values())
@@ -94,6 +95,13 @@ class Tokenizer:
             raise TokenizerError(f"token id {token_id} is not in {self.path}: its ids are 0 to {self.vocab_size - 1}")
         return data
 
+    def ascii_text(self, token_id: int) -> str | None:
+        """The text of a token that is plain ASCII, whatever stands around it; None of others, and of special ones."""
+        text = self._ascii.get(token_id)
+        if text is None and token_id not in self.special_ids and (data := self.token_bytes(token_id)).isascii():
+            text = self._ascii[token_id] = data.decode("ascii")
+        return text
+
     def decode(self, ids: Iterable[SupportsIndex], *, skip_special: bool = False) -> str:
         """Text of ``ids``; bytes that are not UTF-8 become U+FFFD; ``skip_special`` leaves special tokens out."""
         return self.decode_bytes(ids, skip_special=skip_special).decode("utf-8", errors="replace")
@@ -121,19 +129,28 @@ class IncrementalDecoder:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._is_whole = True
 
     def push(self, ids: Iterable[SupportsIndex]) -> str:
         """Take ids and return the text they complete. Raises TokenizerError on an id out of range and takes none."""
-        return self._decoder.decode(self._tokenizer.decode_bytes(ids, skip_special=self._skip_special))
+        text = self._decoder.decode(self._tokenizer.decode_bytes(ids, skip_special=self._skip_special))
+        self._is_whole = not self._decoder.getstate()[0]
+        return text
+
+    def push_one(self, token_id: int) -> str:
+        """``push`` of one id, fast for plain ASCII."""
+        text = self._tokenizer.ascii_text(token_id) if self._is_whole else None
+        return self.push((token_id,)) if text is None else text
 
     def flush(self) -> str:
         """End the stream: U+FFFD if a character was left unfinished, else nothing. The decoder is then new again."""
+        self._is_whole = True
         return self._decoder.decode(b"", final=True)
 
     @property
     def pending(self) -> bool:
         """Whether an unfinished character waits for its next bytes."""
-        return bool(self._decoder.getstate()[0])
+        return not self._is_whole
 
 
 def _read(path: Path) -> str:

@@ -13,6 +13,7 @@ and ``stats`` may come from any thread.
 import itertools
 import logging
 import secrets
+import sys
 import threading
 import time
 from collections import deque
@@ -46,6 +47,7 @@ from pelagos.engine.stats import Counters, Stats
 from pelagos.model.transformer import Model
 
 _log = logging.getLogger(__name__)
+_SWITCH_SECONDS = 0.0005
 _IDLE_SECONDS = 1.0
 
 
@@ -236,6 +238,8 @@ class Engine:
     def start(self) -> None:
         """Run in a thread of the engine's own until ``close``."""
         assert self._thread is None, "the engine runs already"
+        # Behind each native pass this thread needs the interpreter: others must not keep it for 5 ms, Python's default.
+        sys.setswitchinterval(min(_SWITCH_SECONDS, sys.getswitchinterval()))
         self._thread = threading.Thread(target=self._run, name="pelagos-engine", daemon=True)
         self._thread.start()
 

@@ -1,6 +1,5 @@
 """Where the text of an answer ends: stop strings over token borders, whole characters only."""
 
-from collections.abc import Iterable
 from typing import Protocol
 
 from pelagos.common.errors import TokenizerError
@@ -9,7 +8,7 @@ from pelagos.common.errors import TokenizerError
 class Decoder(Protocol):
     """Ids in, text out, never half a character; ``pelagos.chat.tokenizer.IncrementalDecoder`` is one."""
 
-    def push(self, ids: Iterable[int]) -> str: ...
+    def push_one(self, token_id: int) -> str: ...
 
     def flush(self) -> str: ...
 
@@ -30,6 +29,8 @@ class StopMatcher:
 
     def push(self, piece: str) -> str:
         """Take the next piece and return the text that is now certain; nothing after a stop string."""
+        if not self._stops:
+            return piece
         if self.found is not None:
             return ""
         text = self._held + piece
@@ -67,7 +68,7 @@ class TextStream:
         if self._decoder is None:
             return ""
         try:
-            return self._matcher.push(self._decoder.push([token_id]))
+            return self._matcher.push(self._decoder.push_one(token_id))
         except TokenizerError:  # an id that only pads the vocabulary to a round size has no text
             return ""
 

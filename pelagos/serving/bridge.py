@@ -86,10 +86,10 @@ class Flow:
         requests: Sequence[Request],
         *,
         max_buffered_tokens: int,
-        pace: float = 0.0,
+        pace: Callable[[], float] = lambda: 0.0,
         on_finished: Callable[[int, Finished], None] | None = None,
     ) -> None:
-        """``pace``: seconds between two batches that hold nothing but tokens; the first never waits."""
+        """``pace`` gives the least seconds from a batch with tokens to one that holds nothing else."""
         self._engine = engine
         self._members = [_Member(request=request) for request in requests]
         self._max_buffered = max_buffered_tokens
@@ -149,8 +149,8 @@ class Flow:
             batch = Batch(reading=self._reading, tokens=list(self._tokens.values()), finished=self._finished)
             self._reading, self._tokens, self._finished = {}, {}, {}
             self._num_buffered = 0
-            self._is_resting = bool(self._pace and batch.tokens)
-        self._rests_until = self._loop.time() + self._pace
+            self._is_resting = bool(batch.tokens)
+        self._rests_until = self._loop.time() + self._pace()
         return batch
 
     async def _rest(self) -> None:
@@ -200,19 +200,19 @@ class Flow:
         abort_now = False
         with self._lock:
             member = self._members[number]
-            match event:
-                case Reading():
-                    member.is_reading = True
-                    self._reading[number] = self.progress[number] = event
-                case Tokens():
-                    member.has_tokens = True
-                    self.num_generated += len(event.tokens)
-                    abort_now = self._take_tokens(number, event) and not member.is_aborted
-                    member.is_aborted |= abort_now
-                case Finished():
-                    member.is_finished = True
-                    self._finished[number] = event
-            is_urgent = not self._is_resting or not isinstance(event, Tokens)
+            is_urgent = True
+            if isinstance(event, Tokens):  # by far the most frequent
+                is_urgent = not self._is_resting
+                member.has_tokens = True
+                self.num_generated += len(event.tokens)
+                abort_now = self._take_tokens(number, event) and not member.is_aborted
+                member.is_aborted |= abort_now
+            elif isinstance(event, Reading):
+                member.is_reading = True
+                self._reading[number] = self.progress[number] = event
+            else:
+                member.is_finished = True
+                self._finished[number] = event
             wake = is_urgent and not self._is_woken and not self._has_left
             self._is_woken |= wake
         if abort_now:
@@ -230,11 +230,11 @@ class Flow:
         """Add them up; whether the request is to end here: nobody reads, or too slowly."""
         if self._has_left:
             return True
-        key = (number, event.choice)
-        if key not in self._tokens:
-            self._tokens[key] = NewTokens(request=number, choice=event.choice)
-        self._tokens[key].tokens.extend(event.tokens)
-        self._tokens[key].text += event.text
+        news = self._tokens.get((number, event.choice))
+        if news is None:
+            news = self._tokens[number, event.choice] = NewTokens(request=number, choice=event.choice)
+        news.tokens += event.tokens
+        news.text += event.text
         self._num_buffered += len(event.tokens)
         if self._num_buffered > self._max_buffered:
             self.is_too_slow = True

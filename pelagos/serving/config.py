@@ -47,11 +47,8 @@ class ServingConfig:
     max_context: int | None = setting(None, help="tokens of prompt and answer; None: what the model takes", low=2)
     default_temperature: float = setting(1.0, help="temperature of requests that name none", low=0.0, high=2.0)
     default_top_p: float = setting(1.0, help="top_p of requests that name none", low=0.0, high=1.0)
-    pace_seconds: float = setting(
-        0.025,
-        help="least time between two pieces of a stream: what the model writes meanwhile is one",
-        low=0.0,
-        high=1.0,
+    pieces_per_second: float = setting(
+        250.0, help="pieces sent by all streams together; tokens that come faster share pieces", low=1.0, high=1e6
     )
     keep_alive_seconds: float = setting(10.0, help="longest silence of a stream", low=0.01, high=60.0)
     request_timeout: float | None = setting(None, help="seconds that one request may take", low=1.0, high=1e9)

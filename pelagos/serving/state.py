@@ -26,6 +26,7 @@ from pelagos.serving.watch import Watch
 T = TypeVar("T")
 
 # Claude Code asks for a long context by this end of a model's name.
+MAX_PACE_SECONDS = 0.1  # however many streams there are, each is told something ten times a second
 LONG_CONTEXT_MARK = "[1m]"
 
 
@@ -106,6 +107,11 @@ class Server:
                 400, f"model {name[:100]!r} is not served here: {self._names}", param="model", code="model_not_found"
             )
         return self.config.model_name
+
+    def pace(self) -> float:
+        """Seconds from one piece of a stream to the next, so that all streams together stay below the pieces a second
+        that are wanted: telling of tokens takes time from those who make them."""
+        return min(MAX_PACE_SECONDS, self.watch.num_running / self.config.pieces_per_second)
 
     def check_ready(self) -> None:
         """Raise ApiError 503 while the server is shutting down."""

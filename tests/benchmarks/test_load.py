@@ -12,7 +12,7 @@ from pelagos.engine.request import Answer, Finished, Times, Usage
 
 
 def test_it_holds() -> None:
-    options = Namespace(minutes=10 / 60, streams=64, slow=8, leave=0.2, seed=1, threads=1)
+    options = Namespace(model="tiny", minutes=10 / 60, streams=64, slow=8, leave=0.2, seed=1, threads=1)
     report = load.run(options)
     assert report["checks"] == dict.fromkeys(report["checks"], True), {**report, "memory": None}
     assert report["clients"]["whole"] > 20

@@ -64,8 +64,8 @@ class PieceDecoder:
         self._pieces = pieces
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
 
-    def push(self, ids: Sequence[int]) -> str:
-        return "".join(self._decoder.decode(self._pieces[i]) for i in ids)
+    def push_one(self, token_id: int) -> str:
+        return self._decoder.decode(self._pieces[token_id])
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)

@@ -260,7 +260,7 @@ def test_a_decoder_that_fails_ends_its_request_alone(model: Model) -> None:
     """A fault of ours or of a caller's in one sequence, between two that are well."""
 
     class Broken:
-        def push(self, ids: object) -> str:
+        def push_one(self, token_id: int) -> str:
             raise IndexError("no such token")
 
         def flush(self) -> str:
@@ -282,7 +282,7 @@ def test_what_a_failed_request_read_is_not_kept(model: Model) -> None:
     pushed = 0
 
     class Broken:
-        def push(self, ids: object) -> str:
+        def push_one(self, token_id: int) -> str:
             nonlocal pushed
             pushed += 1
             if pushed == 7:

@@ -81,10 +81,10 @@ def test_an_unfinished_character_at_the_end_becomes_a_replacement_character() ->
 
 def test_an_id_without_a_vocabulary_entry_has_no_text() -> None:
     class Sparse(PieceDecoder):
-        def push(self, ids: list[int]) -> str:
-            if ids[0] == 1:
+        def push_one(self, token_id: int) -> str:
+            if token_id == 1:
                 raise TokenizerError("token id 1 is not in the vocabulary")
-            return super().push(ids)
+            return super().push_one(token_id)
 
     stream = TextStream(Sparse([b"a", b"?", b"b"]), ())
     assert [stream.push(i) for i in range(3)] == ["a", "", "b"]

@@ -91,7 +91,7 @@ def test_many_streams_with_clients_that_leave(live: Live) -> None:
     async def all_of_them() -> list[bool]:
         limits = httpx2.Limits(max_connections=100)
         async with httpx2.AsyncClient(base_url=live.url, timeout=30, limits=limits) as client:
-            return await asyncio.gather(*(one(client, stay, chooser.randrange(1, 40)) for stay in stays))
+            return await asyncio.gather(*(one(client, stay, chooser.randrange(1, 8)) for stay in stays))
 
     assert asyncio.run(all_of_them()) == stays
     live.wait_idle(10)
