@@ -56,6 +56,12 @@ StoreDir = Annotated[
     Path | None,
     _option("Folder of stored responses. Default: in memory, gone at the end.", panel="Operation", metavar="DIR"),
 ]
+PiecesPerSecond = Annotated[
+    float,
+    _option(
+        "Pieces that all streams send together; tokens that come faster share one.", panel="Operation", min=1, max=1e6
+    ),
+]
 RamCache = Annotated[
     float | None,
     _option("GiB for what the model has read. Default: a quarter of what is free.", panel="Machine", min=0.01),
@@ -85,6 +91,7 @@ def serve_command(
     store_dir: StoreDir = None,
     request_timeout: Timeout = None,
     drain_seconds: DrainSeconds = 30.0,
+    pieces_per_second: PiecesPerSecond = 250.0,
     ram_cache: RamCache = None,
     max_running: MaxRunning = 64,
     max_waiting: MaxWaiting = 1024,
@@ -121,6 +128,7 @@ def serve_command(
         store_dir=store_dir,
         request_timeout=request_timeout,
         drain_seconds=drain_seconds,
+        pieces_per_second=pieces_per_second,
         default_temperature=default_temperature(Path(model)),
     )
     listener = open_socket(host, port)  # before a model is loaded for minutes
