@@ -50,7 +50,7 @@ def nano() -> TrainConfig:
     )
     return TrainConfig(
         name="nano",
-        num_steps=720,
+        num_steps=740,
         init="recall",
         model=model,
         data=DataConfig(folder="data/nano"),
@@ -62,11 +62,12 @@ def nano() -> TrainConfig:
                 text=0.2, lists=0.1, recall=0.3, chat=0.4,
             ),
             StageConfig(
-                until=0.96, sequence_length=4096, num_rows=2, sparse_from=0.68, text=0.2, recall=0.4, chat=0.4
+                until=0.97, sequence_length=4096, num_rows=2, sparse_from=0.68,
+                text=0.15, lists=0.25, recall=0.3, chat=0.3,
             ),
             StageConfig(
                 until=1.0, sequence_length=16_384, num_rows=1, sparse_from=0.68, yarn=True,
-                text=0.1, recall=0.6, chat=0.3,
+                text=0.1, lists=0.1, recall=0.5, chat=0.3,
             ),
         ),
         # Tables learn slowly, by what occurs alone: else the words of tasks are learned by heart, and others lost.

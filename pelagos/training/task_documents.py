@@ -54,7 +54,8 @@ TASK_MIXES: dict[str, TaskMix] = {
             ).shares,
         )
     ),
-    "chat": _mix({"calc-tool": 3, "store-tool": 2, "reading": 2, "unknown": 1, "quick": 1, "greeting": 1}),
+    # Shares are of tokens: where an exercise takes 30, as these at the end do, a large share would drown all else.
+    "chat": _mix({"calc-tool": 3, "store-tool": 2, "reading": 2, "unknown": 0.2, "quick": 0.5, "greeting": 0.3}),
 }
 
 
