@@ -1,10 +1,10 @@
 """Training speed of a recipe's model against transformers' DeepseekV4 with torch AdamW, side by side in one run.
 
-    python benchmarks/training.py [--recipe nano] [--tokens 4096] [--repeat 3] [--out results.jsonl]
+    python benchmarks/training.py [--recipe nano] [--repeat 3] [--out results.jsonl]
 
-For each sequence length of the recipe both train on random tokens of one batch, taking turns; medians are printed with
-their ratio, then the ratio over the whole recipe: the time that its tokens take at each length. Pelagos does more per
-token: multi-token prediction, the indexer's loss, the balance loss, router biases, Muon; transformers has none of them.
+For each stage of the recipe both take steps of its size on random tokens, in turns, in passes of as many tokens.
+Medians are printed with their ratio, then the ratio over all: of the times that the tokens of the stages take. Pelagos
+does more per token: multi-token prediction, the indexer's loss, the balance loss, router biases, Muon; transformers has none of them.
 Lengths where transformers would need more memory than ``--memory`` are left out, and said so.
 """
 
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from machine import machine_record
 from transformers import DeepseekV4Config, DeepseekV4ForCausalLM
 
 from pelagos.model.config import ModelConfig
@@ -56,7 +57,7 @@ def pelagos_step(config: TrainConfig, step: int) -> Callable[[torch.Tensor], Non
     return run
 
 
-def transformers_step(config: ModelConfig) -> Callable[[torch.Tensor], None]:
+def transformers_step(config: ModelConfig, pass_tokens: int) -> Callable[[torch.Tensor], None]:
     model = DeepseekV4ForCausalLM(DeepseekV4Config(**config_to_json(config))).float()
     for name, table in model.named_buffers():
         if name.endswith("tid2eid"):
@@ -64,7 +65,8 @@ def transformers_step(config: ModelConfig) -> Callable[[torch.Tensor], None]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     def run(ids: torch.Tensor) -> None:
-        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        for rows in ids.split(max(1, pass_tokens // ids.shape[1])):
+            model(input_ids=rows, labels=rows, use_cache=False).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
@@ -80,7 +82,6 @@ def score_bytes(config: ModelConfig, length: int) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipe", default="nano")
-    parser.add_argument("--tokens", type=int, default=4096, help="tokens per measured step, at least one row")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--memory", type=float, default=4.0, help="GiB that transformers' scores of a layer may take")
     parser.add_argument("--out", type=Path, default=None, help="append the results to this JSONL file")
@@ -92,9 +93,12 @@ def main() -> None:
         if score_bytes(config.model, length) > options.memory * 2**30:
             print(json.dumps({"length": length, "left_out": "transformers needs more memory than --memory"}))
             continue
-        ids = torch.randint(0, config.model.vocab_size, (max(1, options.tokens // length), length))
+        ids = torch.randint(0, config.model.vocab_size, (stage.num_rows, length))
         step = round(stage.until * config.num_steps) - 1
-        runs = {"pelagos": pelagos_step(config, step), "transformers": transformers_step(config.model)}
+        runs = {
+            "pelagos": pelagos_step(config, step),
+            "transformers": transformers_step(config.model, config.micro_tokens),
+        }
         seconds: dict[str, list[float]] = {name: [] for name in runs}
         for turn in range(options.repeat + 1):
             for name, run in runs.items():
@@ -103,7 +107,9 @@ def main() -> None:
                 if turn:  # the first warms up
                     seconds[name].append(time.perf_counter() - start)
         speed = {name: ids.numel() / statistics.median(times) for name, times in seconds.items()}
-        ours_total, theirs_total = ours_total + share / speed["pelagos"], theirs_total + share / speed["transformers"]
+        num_tokens = share * config.num_steps * ids.numel()
+        ours_total += num_tokens / speed["pelagos"]
+        theirs_total += num_tokens / speed["transformers"]
         result = {
             "length": length,
             "rows": len(ids),
@@ -116,7 +122,12 @@ def main() -> None:
         if options.out:
             with options.out.open("a") as file:
                 file.write(json.dumps(result) + "\n")
-    print(json.dumps({"ratio_over_measured_stages": round(theirs_total / ours_total, 2)}))
+    whole = {"ratio_over_measured_stages": round(theirs_total / ours_total, 2)}
+    whole |= {"hours": {"pelagos": round(ours_total / 3600, 2), "transformers": round(theirs_total / 3600, 2)}}
+    print(json.dumps(whole))
+    if options.out:
+        with options.out.open("a") as file:
+            file.write(json.dumps({**whole, "machine": machine_record(None)}) + "\n")
 
 
 if __name__ == "__main__":
