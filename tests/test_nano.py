@@ -1,12 +1,17 @@
 """The model inside the package, as a first visitor meets it."""
 
+import json
+import re
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from pelagos.chat.effort import load_effort_levels
+from pelagos.chat.parse import OutputParser
 from pelagos.chat.render import render
-from pelagos.chat.tokenizer import IncrementalDecoder, Tokenizer
+from pelagos.chat.tokenizer import Tokenizer
+from pelagos.cli.chat_session import file_text
 from pelagos.cli.loading import default_temperature
 from pelagos.engine.config import EngineConfig
 from pelagos.engine.engine import Engine
@@ -14,26 +19,30 @@ from pelagos.engine.params import SamplingParams
 from pelagos.engine.request import Request
 from pelagos.model.places import model_place
 from pelagos.model.transformer import Model
+from pelagos.serving.config import ServingConfig
+from pelagos.serving.embedded import serving
 
 FOLDER = Path(model_place("nano"))
+ROOT = Path(__file__).parent.parent
 MAX_BYTES = 20_000_000
+SMALL = EngineConfig(cache_bytes=50_000_000)
 
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    return Engine(Model.load("nano"), EngineConfig(cache_bytes=50_000_000))
+    return Engine(Model.load("nano"), SMALL)
 
 
-def answer(engine: Engine, text: str) -> str | None:
+def answer(engine: Engine, text: str) -> str:
     tokenizer = Tokenizer.from_folder(FOLDER)
     messages = [{"role": "user", "content": text}]
     prompt = render(messages, tokenizer, thinking=False, effort="high", levels=load_effort_levels(FOLDER))
     params = SamplingParams(
-        temperature=default_temperature(FOLDER), max_tokens=40, stop_ids=tuple(sorted(tokenizer.stop_ids))
+        temperature=default_temperature(FOLDER), max_tokens=80, stop_ids=tuple(sorted(tokenizer.stop_ids))
     )
-    request = Request(prompt_ids=prompt.token_ids, params=params, decoder=lambda: IncrementalDecoder(tokenizer))
-    [finished] = engine.generate([request])
-    return finished.answers[0].text
+    [finished] = engine.generate([Request(prompt_ids=prompt.token_ids, params=params)])
+    ids = [token.token_id for token in finished.answers[0].tokens]
+    return OutputParser.for_prompt(prompt, tokenizer).parse(ids).content.strip()
 
 
 def test_it_is_small_and_has_its_card() -> None:
@@ -50,4 +59,25 @@ def test_it_is_small_and_has_its_card() -> None:
     ],
 )
 def test_answers_of_its_card(engine: Engine, question: str, expected: str) -> None:
-    assert (answer(engine, question) or "").strip() == expected
+    assert answer(engine, question) == expected
+
+
+def test_the_readme_s_requests() -> None:
+    """The bodies of its curl lines, sent to a server."""
+    bodies = re.findall(r"-d '(\{.*?\})'", (ROOT / "README.md").read_text(), re.DOTALL)
+    server_config = ServingConfig(port=0, model_name="nano", default_temperature=default_temperature(FOLDER))
+    with serving(Engine(Model.load("nano"), SMALL), Tokenizer.from_folder(FOLDER), server_config) as running:
+        replies = [httpx2.post(f"{running.url}/v1/chat/completions", json=json.loads(body)).json() for body in bodies]
+    look_up, sum_up = (reply["choices"][0]["message"] for reply in replies)
+    assert look_up["content"] == "- river: copper"
+    [call] = sum_up["tool_calls"]
+    assert call["function"]["name"] == "calculator"
+    assert json.loads(call["function"]["arguments"]) == {"expression": "12 + 30"}
+
+
+def test_the_readme_s_long_text(engine: Engine, tmp_path: Path) -> None:
+    data = (ROOT / "pelagos/training/sample/code.jsonl").read_bytes()
+    path = tmp_path / "long.txt"
+    path.write_bytes(data[:7000] + b"\nThe password of Riku is 1150.\n" + data[7000:14000])
+    found = answer(engine, file_text(path, "--context") + "What is the password of Riku?")
+    assert found == "The password of Riku is 1150"
