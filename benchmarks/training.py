@@ -4,8 +4,8 @@
 
 For each stage of the recipe both take steps of its size on random tokens, in turns, in passes of as many tokens.
 Medians are printed with their ratio, then the ratio over all: of the times that the tokens of the stages take. Pelagos
-does more per token: multi-token prediction, the indexer's loss, the balance loss, router biases, Muon; transformers has none of them.
-Lengths where transformers would need more memory than ``--memory`` are left out, and said so.
+does more per token: multi-token prediction, the indexer's loss, the balance loss, router biases, Muon; transformers has
+none of them. Lengths where transformers would need more memory than ``--memory`` are left out, and said so.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """``nano``: the model that ships, trained on two CPU cores: recall over long texts, tool calls, documentation prose.
 
 16.4M parameters, 6.1M active. Lengths go 256, 1K, 4K, 16K; YaRN takes 4K to 64K, as it takes the released models from
-64K to 1M. The indexer learns from the first step, beside dense attention; top-k is switched on at 68 %.
+64K to 1M. The indexer learns from the first step, beside dense attention; top-k is switched on at 75 %.
 """
 
 from pelagos.model.config import ModelConfig, RopeConfig, YarnConfig, csa_layer, hca_layer, window_layer
@@ -58,15 +58,15 @@ def nano() -> TrainConfig:
             StageConfig(until=0.2, sequence_length=256, num_rows=16, text=0.3, lists=0.7, recall=0.0, chat=0.0),
             StageConfig(until=0.4, sequence_length=256, num_rows=16, text=0.3, lists=0.3, recall=0.3, chat=0.1),
             StageConfig(
-                until=0.75, sequence_length=1024, num_rows=8, sparse_from=0.68,
+                until=0.75, sequence_length=1024, num_rows=8, sparse_from=0.75,
                 text=0.2, lists=0.1, recall=0.3, chat=0.4,
             ),
             StageConfig(
-                until=0.97, sequence_length=4096, num_rows=2, sparse_from=0.68,
+                until=0.97, sequence_length=4096, num_rows=2, sparse_from=0.75,
                 text=0.15, lists=0.25, recall=0.3, chat=0.3,
             ),
             StageConfig(
-                until=1.0, sequence_length=16_384, num_rows=1, sparse_from=0.68, yarn=True,
+                until=1.0, sequence_length=16_384, num_rows=1, sparse_from=0.75, yarn=True,
                 text=0.1, lists=0.1, recall=0.5, chat=0.3,
             ),
         ),
