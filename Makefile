@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 ARGS :=
 
-.PHONY: help install serve test test-all test-clients lint format sanitize constraints clean
+.PHONY: help install serve test test-all test-clients fuzz lint format sanitize constraints clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,11 @@ test-clients: install ## real clients of others against a server: downloads them
 		printf '%s\n' "$$made_from" > $(CLIENTS)/.installed; \
 	fi; \
 	$(BIN)/python tests/clients/run.py $(CLIENTS) --node "$$(command -v node || true)"
+
+# Not among the test tools, because it brings fifty packages.
+fuzz: install ## some seconds of requests that nobody would write, by schemathesis, which is added to .venv
+	@$(BIN)/python -c 'import schemathesis' 2>/dev/null || $(PIP) install --quiet -c constraints.txt 'schemathesis>=4.30,<5'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/serving/test_fuzzed_api.py
 
 lint: install ## check style and types
 	$(BIN)/python -m ruff check
