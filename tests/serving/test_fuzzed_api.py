@@ -11,7 +11,7 @@ from pelagos.engine.config import EngineConfig
 from pelagos.engine.engine import Engine
 from pelagos.model.transformer import Model
 
-pytest.importorskip("schemathesis", reason="NOT FUZZED: schemathesis is missing, pip install -e '.[fuzz]' brings it")
+pytest.importorskip("schemathesis", reason="NOT FUZZED: schemathesis is missing, make fuzz brings it")
 
 SECONDS = 10.0
 
