@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 from machine import machine_record
 
 from pelagos.chat.byte_vocabulary import write_byte_tokenizer
-from pelagos.chat.tokenizer import Tokenizer
+from pelagos.chat.tokenizer import IncrementalDecoder, Tokenizer
 from pelagos.cli.options import use_threads
 from pelagos.engine.config import EngineConfig
 from pelagos.engine.engine import Engine
@@ -64,7 +64,8 @@ class Work:
     def request(self) -> Request:
         bias = ((self.tokenizer.eos_id, -100.0),)
         params = SamplingParams(temperature=0.0, max_tokens=self.tokens, logit_bias=bias)
-        return Request(prompt_ids=self.tokenizer.encode(self.prompt()), params=params)
+        ids = self.tokenizer.encode(self.prompt())
+        return Request(prompt_ids=ids, params=params, decoder=lambda: IncrementalDecoder(self.tokenizer))
 
 
 # --- the clients ---
