@@ -3,10 +3,10 @@
     python benchmarks/serving_cost.py [MODEL] [--streams 16] [--rounds 7] [--out FILE.jsonl]
 
 MODEL: a folder or a name, default nano. In each round so many prompts are read and answered side by side, through
-/v1/completions, through /v1/chat/completions, and by an engine without a server; all in turns on one model in one
-process, prompts new each time. Clients are one process of plain sockets, which takes little of the machine; that is in
-the figures. Prints medians and their ratios, and the time to the first byte of the
-idle server.
+/v1/completions, through /v1/chat/completions, and by an engine without a server, which gets the same kinds of prompts,
+since what is written decides which experts work; all in turns on one model in one process, prompts new each time.
+Clients are one process of plain sockets, which takes little of the machine; that is in the figures. Prints medians and
+their ratios, and the time to the first byte of the idle server.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 from machine import machine_record
 
 from pelagos.chat.byte_vocabulary import write_byte_tokenizer
+from pelagos.chat.render import render
 from pelagos.chat.tokenizer import IncrementalDecoder, Tokenizer
 from pelagos.cli.options import use_threads
 from pelagos.engine.config import EngineConfig
@@ -61,10 +62,15 @@ class Work:
             return {**body, "messages": [{"role": "user", "content": self.prompt()}], "thinking": {"type": "disabled"}}
         return {**body, "prompt": self.prompt()}
 
-    def request(self) -> Request:
+    def request(self, chat: bool) -> Request:
+        """With its text, which the server makes by itself for chats."""
+        if chat:
+            messages = [{"role": "user", "content": self.prompt()}]
+            ids: Sequence[int] = render(messages, self.tokenizer, thinking=False).token_ids
+        else:
+            ids = self.tokenizer.encode(self.prompt())
         bias = ((self.tokenizer.eos_id, -100.0),)
         params = SamplingParams(temperature=0.0, max_tokens=self.tokens, logit_bias=bias)
-        ids = self.tokenizer.encode(self.prompt())
         return Request(prompt_ids=ids, params=params, decoder=lambda: IncrementalDecoder(self.tokenizer))
 
 
@@ -126,9 +132,9 @@ def serve_clients(url: str) -> None:
 # --- the measurement ---
 
 
-def engine_alone(model: Model, work: Work) -> float:
+def engine_alone(model: Model, work: Work, chat: bool) -> float:
     engine = Engine(model, EngineConfig(max_running=work.streams))
-    requests = [work.request() for _ in range(work.streams)]
+    requests = [work.request(chat) for _ in range(work.streams)]
     started = time.perf_counter()
     results = engine.generate(requests)
     seconds = time.perf_counter() - started
@@ -152,8 +158,9 @@ def measure(model: Model, work: Work, rounds: int) -> dict[str, Any]:
 
             turns: dict[str, Callable[[], float]] = {
                 "completions": lambda: ask("all", paths["completions"], work.streams),
-                "engine": lambda: engine_alone(model, work),
+                "completions, engine alone": lambda: engine_alone(model, work, chat=False),
                 "chat": lambda: ask("all", paths["chat"], work.streams),
+                "chat, engine alone": lambda: engine_alone(model, work, chat=True),
             }
             for turn in turns.values():
                 turn()  # once for nothing
@@ -169,7 +176,7 @@ def measure(model: Model, work: Work, rounds: int) -> dict[str, Any]:
         "tokens": work.tokens,
         "seconds": seconds,
         "tokens_per_second": {name: work.streams * work.tokens / value for name, value in medians.items()},
-        "cost": {name: medians[name] / medians["engine"] for name in paths},
+        "cost": {name: medians[name] / medians[f"{name}, engine alone"] for name in paths},
         "idle_first_byte_ms": {"median": 1000 * statistics.median(idle), "max": 1000 * max(idle)},
     }
 
@@ -198,8 +205,8 @@ def main() -> int:
         with options.out.open("a") as file:
             file.write(json.dumps(report) + "\n")
     for name, rate in report["tokens_per_second"].items():
-        cost = f", {report['cost'][name]:.2f} times the engine's time" if name in report["cost"] else " alone"
-        print(f"{name:12} {rate:8,.0f} tokens/s{cost}")
+        cost = f", {report['cost'][name]:.2f} times the engine's time" if name in report["cost"] else ""
+        print(f"{name:26} {rate:8,.0f} tokens/s{cost}")
     print(
         "first byte of the idle server: {median:.1f} ms (median), {max:.1f} (most)".format(
             **report["idle_first_byte_ms"]
