@@ -284,6 +284,7 @@ class Terminal:
         self.shown = ""
         self.process, self._end = pty.fork()
         if self.process == 0:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test run in the background of a shell ignores it
             environment = {**os.environ, "HOME": str(home), "TERM": "xterm", "COLUMNS": "200"}
             os.execve(sys.executable, [sys.executable, "-c", SLOW, *arguments], environment)
 
