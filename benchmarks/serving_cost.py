@@ -96,7 +96,8 @@ def read_all(address: tuple[str, int], path: str, bodies: list[dict[str, Any]]) 
             selector.register(connection, selectors.EVENT_READ)
         while selector.get_map():
             for key, _ in selector.select():
-                connection = key.fileobj  # type: ignore[assignment]
+                connection = key.fileobj
+                assert isinstance(connection, socket.socket)
                 data = connection.recv(1 << 16)
                 num_bytes += len(data)
                 if data:

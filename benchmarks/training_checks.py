@@ -7,7 +7,7 @@ it passed; "later" is one whose time in the run has not come. The exit code is 1
 
     balance     from metrics: the busiest expert of each layer after 30 % of the steps
     experts     on the next batch of the run: the least used expert of each layer
-    recall      from metrics: what indexers find of dense attention, last before the top-k switch
+    recall      from metrics: what indexers find of dense attention, mean of the last ten logged steps before top-k
     switch      same weights, loss with top rows against all rows: of a checkpoint up to the first after the switch
     sparse      the same of later ones
     rounded     loss of the served numbers against float32, only rounded

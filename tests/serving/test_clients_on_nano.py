@@ -112,7 +112,9 @@ def test_responses(openai: OpenAI) -> None:
 def test_messages(anthropic: Anthropic) -> None:
     asked: dict[str, Any] = {"model": "nano", "messages": [{"role": "user", "content": LIST}], **NO_THINKING}
     whole = anthropic.messages.create(max_tokens=50, **asked)
-    assert whole.content[0].text == FOUND  # type: ignore[union-attr]
+    [block] = whole.content
+    assert block.type == "text"
+    assert block.text == FOUND
     with anthropic.messages.stream(max_tokens=50, **asked) as stream:
         assert "".join(stream.text_stream) == FOUND
     assert anthropic.messages.count_tokens(**asked).input_tokens == whole.usage.input_tokens
