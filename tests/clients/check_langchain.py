@@ -36,9 +36,8 @@ def main(url: str, model: str) -> None:
         m for m in (forced.invoke([question]) for _ in range(20)) if m.response_metadata["finish_reason"] != "length"
     )
     assert asked.tool_calls, asked
-    call = asked.tool_calls[0]
-    assert (call["name"], list(call["args"])) == ("weather", ["city"])
-    history = [question, asked, ToolMessage("sunny", tool_call_id=call["id"])]
+    assert all((call["name"], list(call["args"])) == ("weather", ["city"]) for call in asked.tool_calls)
+    history = [question, asked, *(ToolMessage("sunny", tool_call_id=call["id"]) for call in asked.tool_calls)]
     told = chat.bind_tools([weather]).invoke(history)
     # All that the model read and wrote so far is known, though the client sent no reasoning back.
     assert told.usage_metadata["input_token_details"]["cache_read"] >= (
