@@ -186,7 +186,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="nano", metavar="MODEL")
     parser.add_argument("--streams", type=int, default=16, help="at once")
-    parser.add_argument("--tokens", type=int, default=512, help="of each answer")
+    parser.add_argument("--tokens", type=int, default=1024, help="of each answer")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--out", type=Path, default=None, help="append the report to this file")

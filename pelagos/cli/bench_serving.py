@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pelagos.cli.bench_serving_load import Load, measure, text_of
+from pelagos.cli.bench_serving_load import PHASES, Load, measure, text_of
 from pelagos.cli.options import Json, Threads, use_threads
 from pelagos.common import env
 from pelagos.common.errors import ResourceError
@@ -51,7 +51,8 @@ def bench_serving_command(
     threads: Threads = None,
     as_json: Json = False,
 ) -> None:
-    """Stream text completions of random prompts: cold, then warm (the same prompts again), so many at once.
+    """Stream text completions of random prompts, so many at once: cold, warm (the same prompts again), and restored
+    (the same prompts, each with a quarter more behind it, so that only that is read).
 
     Reports the time to the first token, between tokens and in all, and tokens per second; before that, the time to the
     first byte of an idle server. Without --url the server runs in this process, its clients in another one, and the
@@ -122,8 +123,9 @@ def _engine_alone(model: "Model", load: Load) -> dict[str, float]:
     params = SamplingParams(max_tokens=load.max_tokens, ignore_eos=True, temperature=0.0)
     engine.generate([Request(prompt_ids=load.prompt(-1), params=params)])
     seconds = {}
-    for phase in ("cold", "warm"):
-        work = [Request(prompt_ids=load.prompt(number), params=params) for number in range(load.num_requests)]
+    for phase in PHASES:
+        prompts = [load.prompt_in(phase, number) for number in range(load.num_requests)]
+        work = [Request(prompt_ids=prompt, params=params) for prompt in prompts]
         started = time.perf_counter()
         engine.generate(work)
         seconds[phase] = time.perf_counter() - started

@@ -16,6 +16,8 @@ from pelagos.common.errors import ResourceError
 
 # Ids that every vocabulary has and none gives a meaning of their own: single bytes here, short pieces elsewhere.
 LOW_ID, HIGH_ID = 64, 256
+PHASES = ("cold", "warm", "restored")
+NEW_SHARE = 0.25  # of a prompt's tokens are new behind it when it is restored
 IDLE_REQUESTS = 10
 IDLE_PROMPT_TOKENS = 16
 
@@ -33,6 +35,13 @@ class Load:
     def prompt(self, number: int, length: int | None = None) -> list[int]:
         rng = random.Random(f"{self.seed} {number}")
         return [rng.randrange(LOW_ID, HIGH_ID) for _ in range(length or self.prompt_tokens)]
+
+    def prompt_in(self, phase: str, number: int) -> list[int]:
+        """The same when cold and when warm; restored, it goes on, and what is known of it is taken up at its end."""
+        prompt = self.prompt(number)
+        if phase != "restored":
+            return prompt
+        return prompt + self.prompt(number + self.num_requests, max(1, int(NEW_SHARE * self.prompt_tokens)))
 
     def as_options(self) -> list[str]:
         """The same as options of the command."""
@@ -79,20 +88,20 @@ async def measure(url: str, key: str | None, model: str | None, load: Load) -> d
             "seconds_to_first_token": _spread([one.first_token for one in idle]),
         },
     }
-    for phase in ("cold", "warm"):
+    for phase in PHASES:
         started = time.perf_counter()
-        timed = await _round(target, name, load)
+        timed = await _round(target, name, load, phase)
         report[phase] = _phase(timed, time.perf_counter() - started)
     return report
 
 
-async def _round(target: Target, name: str, load: Load) -> list[Timed]:
+async def _round(target: Target, name: str, load: Load, phase: str) -> list[Timed]:
     """All requests, ``at_once`` at a time."""
     places = asyncio.Semaphore(load.at_once)
 
     async def one(number: int) -> Timed:
         async with places:
-            return await _timed(target, name, load.prompt(number), load.max_tokens)
+            return await _timed(target, name, load.prompt_in(phase, number), load.max_tokens)
 
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(one(number)) for number in range(load.num_requests)]
@@ -162,19 +171,19 @@ def text_of(report: dict[str, Any]) -> str:
     idle = report["idle"]
     lines = [
         f"{load}, {sizes}; times in ms: median, 90 %, 99 %",
-        f"idle   first byte {_ms(idle['seconds_to_first_byte'])}   first token {_ms(idle['seconds_to_first_token'])}",
+        f"idle     first byte {_ms(idle['seconds_to_first_byte'])}   first token {_ms(idle['seconds_to_first_token'])}",
     ]
-    for phase in ("cold", "warm"):
+    for phase in PHASES:
         one = report[phase]
         lines += [
-            f"{phase}   {one['tokens_per_second']:,.0f} tokens/s, {one['written_tokens_per_second']:,.0f} written, "
+            f"{phase:<8} {one['tokens_per_second']:,.0f} tokens/s, {one['written_tokens_per_second']:,.0f} written, "
             f"{one['requests_per_second']:.1f} requests/s, {one['cached_share']:.0%} of the prompts cached",
-            f"       first token {_ms(one['seconds_to_first_token'])}   per token {_ms(one['seconds_per_token'])}   "
+            f"         first token {_ms(one['seconds_to_first_token'])}   per token {_ms(one['seconds_per_token'])}   "
             f"between pieces {_ms(one['seconds_between_pieces'])}",
         ]
     if cost := report.get("serving_cost"):
         lines.append(
-            "cost   "
+            "cost     "
             + ", ".join(f"{phase} {value:.2f} times the engine alone" for phase, value in cost.items())
             + " (clients share the machine)"
         )

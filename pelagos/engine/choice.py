@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterator
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
 from pelagos.common.errors import PelagosError
@@ -27,6 +28,7 @@ def choose_tokens(batch: Batch, logits: Tensor) -> Iterator[tuple[Sequence, str 
     best = rows_of_numbers.argmax(axis=1)  # documented to return the first of equal entries
     is_finite = np.isfinite(rows_of_numbers[np.arange(len(best)), best]).tolist()
     greedy = best.tolist()
+    _heed_biases(batch, rows_of_numbers, greedy)
     row = 0
     for piece in batch:
         if piece.num_logits == 0:
@@ -44,6 +46,20 @@ def choose_tokens(batch: Batch, logits: Tensor) -> Iterator[tuple[Sequence, str 
                 yield sequence, "the next token could not be chosen: see the log"
             else:
                 yield sequence, None
+
+
+def _heed_biases(batch: Batch, rows_of_numbers: npt.NDArray[np.float32], greedy: list[int]) -> None:
+    """Choose again where biases are all that keeps a token from being that of the largest logit."""
+    row = 0
+    for piece in batch:
+        params = piece.sequence.job.params
+        if params.logit_bias and params.is_plain:
+            ids, values = zip(*params.logit_bias, strict=True)
+            for i in range(row, row + piece.num_logits):
+                numbers = rows_of_numbers[i].copy()
+                np.add.at(numbers, list(ids), np.array(values, dtype=numbers.dtype))
+                greedy[i] = int(numbers.argmax())
+        row += piece.num_logits
 
 
 def _extend(piece: Piece, sequence: Sequence, logits: Tensor, greedy: list[int], is_finite: list[bool]) -> None:

@@ -64,6 +64,7 @@ class Engine:
         self._inbox: deque[Job] = deque()
         self._aborted: deque[str] = deque()
         self._jobs: dict[str, Job] = {}
+        self._unsaid: dict[Sequence, None] = {}  # sequences with tokens that nobody was told of
         self._order = itertools.count()
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
@@ -74,7 +75,7 @@ class Engine:
 
     def add(self, request: Request, on_event: OnEvent | None = None) -> str:
         """Put a request in the queue; returns its id. ``on_event`` sees all its events, the last of them a Finished, in
-        the engine's thread, and must return at once.
+        the engine's thread, and must return at once; see ``OnEvent`` for what it may return.
 
         Raises UsageError for a prompt that cannot be read, or that could not be answered in an empty cache, and
         OverloadedError if the queue is full or the engine closes.
@@ -187,11 +188,13 @@ class Engine:
         for piece in batch:
             if piece.num_logits == 0:
                 self._tell(piece.sequence.job, _reading(piece.sequence.job))
+        now = time.monotonic()
         for sequence in changed:
-            news = sequence.news()
-            if news is not None:
-                self.counters.num_generated += len(news.tokens)
-                self._tell(sequence.job, news)
+            self.counters.num_generated += sequence.count()
+            self._unsaid[sequence] = None
+        for sequence in [sequence for sequence in self._unsaid if sequence.job.quiet_until <= now]:
+            self._say(sequence)
+        for sequence in changed:
             if sequence.finish_reason is not None:
                 self._close(sequence)
         for job in {sequence.job: None for sequence in changed}:
@@ -204,6 +207,7 @@ class Engine:
         """An answer is whole: its tokens stay known, its memory is free."""
         if not sequence.is_closed:
             sequence.is_closed = True
+            self._say(sequence)
             self.cache.close(sequence.timeline, sequence.ids, keep=sequence.finish_reason != "error")
             sequence.job.answers[sequence.choice] = sequence.answer()
 
@@ -225,10 +229,16 @@ class Engine:
         self.counters.count(finished)
         self._tell(job, finished)
 
+    def _say(self, sequence: Sequence) -> None:
+        """Tell of tokens that were not told of yet."""
+        self._unsaid.pop(sequence, None)
+        if (news := sequence.news()) is not None:
+            self._tell(sequence.job, news)
+
     def _tell(self, job: Job, event: Event) -> None:
         if job.on_event is not None:
             try:
-                job.on_event(event)
+                job.quiet_until = job.on_event(event) or 0.0
             except Exception:  # the caller's fault must not stop the others' work
                 _log.exception("a request's event handler failed; it is not called again")
                 job.on_event = None

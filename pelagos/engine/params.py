@@ -67,8 +67,9 @@ class SamplingParams:
 
     @property
     def is_plain(self) -> bool:
-        """Whether the next token is that of the largest logit, whatever came before, with nothing to report."""
-        untouched = not self.logit_bias and self.allowed_ids is None and self.logprobs is None
+        """Whether the next token is that of the largest logit with its bias, whatever came before, with nothing to
+        report."""
+        untouched = self.allowed_ids is None and self.logprobs is None
         return self.temperature == 0 and untouched and not self.uses_history
 
     @property

@@ -158,4 +158,6 @@ class Finished:
 
 
 Event = Reading | Tokens | Finished
-OnEvent = Callable[[Event], None]
+# What it returns for Tokens is when it wants to hear of more, on the clock of time.monotonic; None: at once. Until then
+# they add up, unless the answer ends.
+OnEvent = Callable[[Event], float | None]

@@ -32,6 +32,7 @@ class Sequence:
     pieces: list[str] = field(default_factory=list)
     finish_reason: FinishReason | None = None
     drafts: list[int] = field(default_factory=list)
+    num_counted: int = 0
     num_handed_out: int = 0
     is_closed: bool = False
 
@@ -76,8 +77,13 @@ class Sequence:
             stop_string=self.text.stop_string,
         )
 
+    def count(self) -> int:
+        """How many tokens were appended since this was last asked."""
+        start, self.num_counted = self.num_counted, len(self.sampled)
+        return self.num_counted - start
+
     def news(self) -> Tokens | None:
-        """What was appended since this was last asked."""
+        """What was appended and not yet handed out."""
         start, self.num_handed_out = self.num_handed_out, len(self.sampled)
         if start == len(self.sampled):
             return None
@@ -103,6 +109,7 @@ class Job:
     order: int
     on_event: OnEvent | None
     added: float
+    quiet_until: float = 0.0
     sequences: list[Sequence] = field(default_factory=list)
     stops: set[int] = field(default_factory=set)
     waits_for: "tuple[Job, int] | None" = None

@@ -50,15 +50,15 @@ def nano() -> TrainConfig:
     )
     return TrainConfig(
         name="nano",
-        num_steps=740,
+        num_steps=1184,
         init="recall",
         model=model,
         data=DataConfig(folder="data/nano"),
         stages=(
-            StageConfig(until=0.2, sequence_length=256, num_rows=16, text=0.3, lists=0.7, recall=0.0, chat=0.0),
-            StageConfig(until=0.4, sequence_length=256, num_rows=16, text=0.3, lists=0.3, recall=0.3, chat=0.1),
+            StageConfig(until=0.125, sequence_length=256, num_rows=16, text=0.3, lists=0.7, recall=0.0, chat=0.0),
+            StageConfig(until=0.25, sequence_length=256, num_rows=16, text=0.3, lists=0.3, recall=0.3, chat=0.1),
             StageConfig(
-                until=0.75, sequence_length=1024, num_rows=8, sparse_from=0.75,
+                until=0.78, sequence_length=1024, num_rows=8, sparse_from=0.75,
                 text=0.2, lists=0.1, recall=0.3, chat=0.4,
             ),
             StageConfig(

@@ -1,14 +1,15 @@
 """Between the event loop and the engine's thread: requests go one way, events come back the other.
 
 The engine calls ``Flow._on_event`` in its own thread and must not wait, so events are added up there: the newest
-``Reading``, and all new tokens of an answer as one. The loop takes what there is whenever it has time, and tokens no
-more often than the pace says. So a slow reader costs the tokens it has not read, up to a bound, and no step of the
-engine; and a fast model does not spend its cores on telling of every token.
+``Reading``, and all new tokens of an answer as one. The loop takes what there is whenever it has time, and the engine
+tells of tokens no more often than the pace says. So a slow reader costs the tokens it has not read, up to a bound, and
+no step of the engine; and a fast model does not spend its cores on telling of every token.
 """
 
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -72,6 +73,31 @@ class _Member:
     is_aborted: bool = False
 
 
+class Bell:
+    """Sets events of an event loop from other threads. For many at once it wakes the loop once: each time costs the
+    engine's thread the interpreter for as long as the loop then takes."""
+
+    def __init__(self) -> None:
+        """Of the loop that runs here."""
+        self.loop = asyncio.get_running_loop()
+        self._lock = threading.Lock()
+        self._rung: list[asyncio.Event] = []
+
+    def ring(self, event: asyncio.Event) -> None:
+        with self._lock:
+            self._rung.append(event)
+            is_first = len(self._rung) == 1
+        if is_first:
+            with suppress(RuntimeError):  # the loop has ended
+                self.loop.call_soon_threadsafe(self._set_all)
+
+    def _set_all(self) -> None:
+        with self._lock:
+            rung, self._rung = self._rung, []
+        for event in rung:
+            event.set()
+
+
 class Flow:
     """The engine requests of one API request, and their events.
 
@@ -86,22 +112,21 @@ class Flow:
         requests: Sequence[Request],
         *,
         max_buffered_tokens: int,
+        bell: Bell,
         pace: Callable[[], float] = lambda: 0.0,
         on_finished: Callable[[int, Finished], None] | None = None,
     ) -> None:
-        """``pace`` gives the least seconds from a batch with tokens to one that holds nothing else."""
+        """``pace`` gives, in any thread, the seconds from one batch of tokens to the next."""
         self._engine = engine
         self._members = [_Member(request=request) for request in requests]
         self._max_buffered = max_buffered_tokens
         self._pace = pace
         self._on_finished = on_finished
-        self._loop = asyncio.get_running_loop()
+        self._bell = bell
         self._news = asyncio.Event()
         # Held for a few statements at a time, never while the engine is called.
         self._lock = threading.Lock()
         self._is_woken = False
-        self._is_resting = False  # tokens alone do not wake the loop
-        self._rests_until = 0.0
         self._has_left = False
         self._reading: dict[int, Reading] = {}
         self._tokens: dict[tuple[int, int], NewTokens] = {}
@@ -136,8 +161,6 @@ class Flow:
 
     async def next_batch(self, timeout: float | None = None) -> Batch | None:
         """Wait for news and take all of it; None if there was none for ``timeout`` seconds."""
-        if self._is_resting:
-            await self._rest()
         try:
             async with asyncio.timeout(timeout):
                 await self._news.wait()
@@ -149,20 +172,7 @@ class Flow:
             batch = Batch(reading=self._reading, tokens=list(self._tokens.values()), finished=self._finished)
             self._reading, self._tokens, self._finished = {}, {}, {}
             self._num_buffered = 0
-            self._is_resting = bool(batch.tokens)
-        self._rests_until = self._loop.time() + self._pace()
         return batch
-
-    async def _rest(self) -> None:
-        """Let tokens add up until the pace allows the next batch, or something else comes."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(self._rests_until):
-                await self._news.wait()
-        with self._lock:
-            self._is_resting = False
-            if self._tokens:
-                self._is_woken = True
-                self._news.set()
 
     def abort(self) -> None:
         """Stop the requests that still run; their ends are still to come."""
@@ -190,8 +200,9 @@ class Flow:
             self._engine.abort(member.id)
 
     def _listener(self, number: int) -> OnEvent:
-        def on_event(event: Event) -> None:
+        def on_event(event: Event) -> float | None:
             self._on_event(number, event)
+            return next_tick(time.monotonic(), self._pace()) if isinstance(event, Tokens) else None
 
         return on_event
 
@@ -200,9 +211,7 @@ class Flow:
         abort_now = False
         with self._lock:
             member = self._members[number]
-            is_urgent = True
             if isinstance(event, Tokens):  # by far the most frequent
-                is_urgent = not self._is_resting
                 member.has_tokens = True
                 self.num_generated += len(event.tokens)
                 abort_now = self._take_tokens(number, event) and not member.is_aborted
@@ -213,13 +222,12 @@ class Flow:
             else:
                 member.is_finished = True
                 self._finished[number] = event
-            wake = is_urgent and not self._is_woken and not self._has_left
+            wake = not self._is_woken and not self._has_left
             self._is_woken |= wake
         if abort_now:
             self._engine.abort(event.request_id)
         if wake:
-            with suppress(RuntimeError):  # the loop has ended
-                self._loop.call_soon_threadsafe(self._news.set)
+            self._bell.ring(self._news)
         if isinstance(event, Finished) and self._on_finished is not None:
             try:
                 self._on_finished(number, event)
@@ -239,3 +247,9 @@ class Flow:
         if self._num_buffered > self._max_buffered:
             self.is_too_slow = True
         return self.is_too_slow
+
+
+def next_tick(now: float, pace: float) -> float:
+    """When tokens are wanted again: by all flows of a server at the same moments, so that the loop takes a core from
+    the engine once for all of them."""
+    return (now // pace + 1) * pace if pace else now

@@ -51,6 +51,7 @@ class Run:
             server.engine,
             prepared.requests,
             max_buffered_tokens=server.config.limits.max_buffered_tokens,
+            bell=server.bell,
             pace=server.pace,
             on_finished=server.watch.ended(call, prepared.protocol),
         )

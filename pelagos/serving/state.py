@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from pelagos.chat.effort import JULY_2026, EffortLevels
 from pelagos.chat.grammar import JsonObject, compile_grammar
 from pelagos.chat.tokenizer import Tokenizer
-from pelagos.serving.bridge import EngineLike, Flow
+from pelagos.serving.bridge import Bell, EngineLike, Flow
 from pelagos.serving.config import ServingConfig
 from pelagos.serving.errors import ApiError, Dialect
 from pelagos.serving.response_store import ResponseStore
@@ -64,6 +64,7 @@ class Server:
         self.background: dict[str, tuple[Flow, asyncio.Task[None]]] = {}  # by response id
         self.is_draining = False
         self.created = int(time.time())
+        self._bell: Bell | None = None
         self._threads = ThreadPoolExecutor(config.num_preparers, thread_name_prefix="pelagos-prepare")
         # One of its own: the last event of an answer must not wait until some long prompt is rendered.
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="pelagos-store")
@@ -81,6 +82,13 @@ class Server:
 
         shape = repr(self.engine.model.config)
         return f"fp_{hashlib.sha256(f'{__version__} {self.config.model_name} {shape}'.encode()).hexdigest()[:12]}"
+
+    @property
+    def bell(self) -> Bell:
+        """That of the running event loop."""
+        if self._bell is None or self._bell.loop is not asyncio.get_running_loop():
+            self._bell = Bell()
+        return self._bell
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Do what takes long, such as reading a million tokens of text, beside the event loop."""

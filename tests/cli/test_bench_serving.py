@@ -16,16 +16,17 @@ def test_figures_add_up(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "serving", "tiny", *SMALL, "--seed", "7", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (report["model"], report["num_requests"], report["at_once"]) == ("tiny", 6, 3)
-    for phase in ("cold", "warm"):
+    for phase, tokens in (("cold", 300), ("warm", 300), ("restored", 375)):
         one = report[phase]
         assert one["num_generated"] == 48
-        assert one["tokens_per_second"] == pytest.approx(6 * 308 / one["seconds"])
+        assert one["tokens_per_second"] == pytest.approx(6 * (tokens + 8) / one["seconds"])
         for name in ("seconds_to_first_byte", "seconds_to_first_token", "seconds_per_request"):
             assert 0 < one[name]["median"] <= one[name]["p90"] <= one[name]["p99"] <= one[name]["max"]
         assert one["seconds_to_first_token"]["max"] <= one["seconds_per_request"]["max"] <= one["seconds"]
         assert report["serving_cost"][phase] == pytest.approx(one["seconds"] / report["engine_alone"][phase])
     assert report["cold"]["cached_share"] == 0
     assert report["warm"]["cached_share"] == pytest.approx(256 / 300)  # whole pages
+    assert report["restored"]["cached_share"] == pytest.approx(256 / 375)
     assert report["idle"]["seconds_to_first_byte"]["median"] < 1
 
 

@@ -21,6 +21,11 @@ def load(name: str) -> Model:
     return Model.load(name, implementation="native")
 
 
+def _biases(rng: np.random.Generator, vocabulary: int) -> tuple[tuple[int, float], ...]:
+    ids = rng.integers(0, vocabulary, rng.integers(1, 40)).tolist()
+    return tuple((token_id, float(rng.uniform(-3, 6))) for token_id in ids)
+
+
 @cache
 def pool(name: str) -> list[Request]:
     """Requests that share beginnings with each other; the last third goes on from answers to the first."""
@@ -39,6 +44,7 @@ def pool(name: str) -> list[Request]:
             seed=number,
             max_tokens=int(rng.integers(1, 48)),
             ignore_eos=bool(rng.random() < 0.8),
+            logit_bias=_biases(rng, vocabulary) if rng.random() < 0.3 else (),
             stop_ids=tuple(rng.integers(0, vocabulary, rng.integers(0, 3)).tolist()),
         )
         prompt = [*stem.tolist(), *own.tolist()]

@@ -22,6 +22,20 @@ ASK = Phrases(
         "Please work out {what}.",
         "{what} = ?",
         "Give me {what} as a number.",
+        "{what}",
+        "{what}?",
+        "Solve {what}.",
+        "What do I get for {what}?",
+        "Tell me what {what} is.",
+        "How many is {what}?",
+        "The result of {what}, please.",
+        "Can you do {what}?",
+        "I want to know {what}.",
+        "Use the calculator for {what}.",
+        "What does {what} come to?",
+        "Do the sum {what}.",
+        "Let me have {what}.",
+        "And {what}?",
     ),
     held_out=("Could you evaluate {what}?", "Find the value of {what}."),
 )
@@ -30,25 +44,32 @@ ASK = Phrases(
 @dataclass(frozen=True, kw_only=True)
 class CalcToolKnobs(Knobs):
     num_calls: Span = setting((1, 3), help="operations, each a call on the result of the one before", low=1, high=8)
+    num_questions: Span = setting((1, 1), help="questions of a conversation, one after the other", low=1, high=16)
     num_digits: Span = setting((1, 4), help="digits of the numbers in the question", low=1, high=9)
 
 
 def build(draw: Draw, knobs: CalcToolKnobs) -> Item:
     """In training no number of four or more digits is from the test side; a test question is whole from that side."""
+    asked = [_split_question(draw, knobs) for _ in range(draw.size(knobs.num_questions))]
+    exchanges = tuple(
+        Exchange(
+            question=draw.question(ASK).format(what=what),
+            answer=(answer := steps[-1].results[0]),
+            reasoning=f"The result is {answer}.",
+            steps=tuple(steps),
+        )
+        for what, steps in asked
+    )
+    return Item(exchanges=exchanges, grader="calls", tools=("calculator",), metadata={"keys": [asked[-1][0]]})
+
+
+def _split_question(draw: Draw, knobs: CalcToolKnobs) -> tuple[str, list[Step]]:
     num_calls = draw.size(knobs.num_calls)
     while True:
         what, steps = _question(draw, knobs, num_calls)
         numbers = [int(result) for step in steps for result in step.results]
         if is_held_out(what) == draw.held_out and (draw.held_out or all(map(may_train, numbers))):
-            break
-    answer = steps[-1].results[0]
-    exchange = Exchange(
-        question=draw.phrase(ASK).format(what=what),
-        answer=answer,
-        reasoning=f"The result is {answer}.",
-        steps=tuple(steps),
-    )
-    return Item(exchanges=(exchange,), grader="calls", tools=("calculator",), metadata={"keys": [what]})
+            return what, steps
 
 
 def _question(draw: Draw, knobs: CalcToolKnobs, num_calls: int) -> tuple[str, list[Step]]:

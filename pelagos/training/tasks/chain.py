@@ -32,6 +32,10 @@ ASK = Phrases(
         "What does {key} come down to?",
         "Trace {key} to its value.",
         "Give the value that {key} leads to.",
+        "What is {key}?",
+        "And {key}?",
+        "At last, what is {key}?",
+        "The value of {key}, please.",
     ),
     held_out=("Resolve {key} to its final value.", "If you follow all steps, what is {key}?"),
 )
@@ -62,7 +66,7 @@ def build(draw: Draw, knobs: ChainKnobs) -> Item:
         ]
     asked = chains[0]
     exchange = Exchange(
-        question=draw.phrase(ASK).format(key=asked[0]),
+        question=draw.question(ASK).format(key=asked[0]),
         answer=asked[-1],
         reasoning=", ".join(f"{key} is {value}" for key, value in pairwise(asked)) + ".",
         cue=f"So in the end {asked[0]} is",

@@ -83,6 +83,16 @@ class Draw:
     def phrase(self, phrases: words.Phrases) -> str:
         return phrases.pick(self.rng, self.held_out)
 
+    def question(self, phrases: words.Phrases) -> str:
+        """A phrase that asks, in training often with something before or behind it that does not matter: so that what
+        is asked for is found wherever it stands."""
+        asked = self.phrase(phrases)
+        if not self.held_out and self.rng.random() < 0.4:
+            asked = f"{self.rng.choice(words.OPENINGS)} {asked}"
+        if not self.held_out and self.rng.random() < 0.15:
+            asked = f"{asked} {self.rng.choice(words.CLOSINGS)}"
+        return asked
+
     def words(self, count: int) -> str:
         """So many words with spaces between."""
         return " ".join(self.rng.choices(self.pool, k=count))

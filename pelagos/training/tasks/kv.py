@@ -18,6 +18,26 @@ ASK = Phrases(
         "Give the value that belongs to {key}.",
         "What stands behind {key}?",
         "Return the entry for {key}.",
+        "{key}?",
+        "What is {key}?",
+        "{key} has which value?",
+        "And {key}?",
+        "The value of {key}, please.",
+        "I am looking for {key}.",
+        "What did the list say about {key}?",
+        "How does the line of {key} go on?",
+        "What comes after {key}?",
+        "Which entry does {key} have in the list?",
+        "Read me the line that begins with {key}.",
+        "What was noted for {key}?",
+        "Do you see {key}? What is its value?",
+        "Say what {key} stands for.",
+        "Go to {key} and tell me what is there.",
+        "Now the one for {key}.",
+        "What belongs to {key} here?",
+        "Check {key}.",
+        "For {key}, what is given?",
+        "I want the value that goes with {key}.",
     ),
     held_out=("Please read out the value stored for {key}.", "According to the list, what is {key}?"),
 )
@@ -36,10 +56,9 @@ def build(draw: Draw, knobs: KvKnobs) -> Item:
     values = [draw.value(draw.size(knobs.value_words)) for _ in keys]
     pairs = dict(zip(keys, values, strict=True))
     asked = draw.rng.sample(keys, min(len(keys), draw.size(knobs.num_queries)))
-    ask = draw.phrase(ASK)
     exchanges = tuple(
         Exchange(
-            question=ask.format(key=key),
+            question=draw.question(ASK).format(key=key),
             answer=pairs[key],
             reasoning=f"The list has {key}: {pairs[key]}.",
             cue=f"- {key}:",

@@ -31,6 +31,12 @@ ASK = Phrases(
         "What was {key} set to last?",
         "Tell me the current value of {key}.",
         "What does {key} hold in the end?",
+        "What is {key} now?",
+        "And {key} at the end?",
+        "The last value of {key}, please.",
+        "With what does {key} end?",
+        "In the end, what is {key}?",
+        "Say what {key} is after all that.",
     ),
     held_out=("Which value remains in {key}?", "Report the latest value of {key}."),
 )
@@ -55,7 +61,7 @@ def build(draw: Draw, knobs: LastWinsKnobs) -> Item:
             value = draw.words(draw.size(knobs.value_words))
             pieces.append(Piece(text=tell.format(key=key, value=value), depth=depth))
     exchange = Exchange(
-        question=draw.phrase(ASK).format(key=keys[0]),
+        question=draw.question(ASK).format(key=keys[0]),
         answer=value,
         reasoning=f"The last line about {keys[0]} says {value}.",
         cue=f"At the end {keys[0]} is",

@@ -18,6 +18,14 @@ ASK = Phrases(
         "Read line {n}.",
         "Return item {n} of the list.",
         "Show me number {n}.",
+        "Line {n}, please.",
+        "Line {n}?",
+        "What is number {n}?",
+        "Tell me what line {n} is.",
+        "I need line {n} of the list.",
+        "Go to line {n} and read it.",
+        "Which item has the number {n}?",
+        "The words of line {n}, please.",
     ),
     held_out=("Please quote line {n}.", "Item {n} of the list reads how?"),
 )
@@ -33,7 +41,7 @@ def build(draw: Draw, knobs: ListIndexKnobs) -> Item:
     lines = [draw.words(draw.size(knobs.line_words)) for _ in range(draw.size(knobs.num_lines))]
     place = draw.rng.randrange(len(lines))
     exchange = Exchange(
-        question=draw.phrase(ASK).format(n=place + 1),
+        question=draw.question(ASK).format(n=place + 1),
         answer=lines[place],
         reasoning=f"Line {place + 1} is: {lines[place]}",
         cue=f"{place + 1}.",

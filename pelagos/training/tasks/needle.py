@@ -29,6 +29,12 @@ TELL = Phrases(
         "Note that {value} is the {thing} of {name}.",
         "It is written that the {thing} of {name} is {value}.",
         "By the way, {value} is the {thing} of {name}.",
+        "{name} was given the {thing} {value}.",
+        "The {thing} for {name}: {value}.",
+        "{name} uses {value} as a {thing}.",
+        "{value} was chosen as the {thing} of {name}.",
+        "Please note the {thing} of {name}: {value}.",
+        "Nobody but {name} knows that the {thing} is {value}.",
     ),
     held_out=("As everybody knows, {name} has {value} as the {thing}.", "The {thing} belonging to {name} is {value}."),
 )
@@ -42,6 +48,18 @@ ASK = Phrases(
         "Find the {thing} of {name} in the text.",
         "Do you know the {thing} of {name}?",
         "I need the {thing} of {name}.",
+        "{name}: which {thing}?",
+        "The {thing} of {name}, please.",
+        "What {thing} belongs to {name}?",
+        "Can you find the {thing} of {name}?",
+        "What did the text say about the {thing} of {name}?",
+        "I am looking for the {thing} that {name} has.",
+        "For {name}, what is the {thing}?",
+        "Say the {thing} of {name}.",
+        "What is the {thing} that {name} uses?",
+        "Somewhere it says which {thing} {name} has. Which one?",
+        "Which {thing} was given to {name}?",
+        "Is there a {thing} of {name}? Which one?",
     ),
     held_out=("According to the text, what is the {thing} of {name}?", "Please look up the {thing} of {name}."),
 )
@@ -62,7 +80,7 @@ def build(draw: Draw, knobs: NeedleKnobs) -> Item:
     pieces = [Piece(text=draw.phrase(TELL).format(**f), depth=d) for f, d in zip(facts, depths, strict=True)]
     exchanges = tuple(
         Exchange(
-            question=draw.phrase(ASK).format(**fact),
+            question=draw.question(ASK).format(**fact),
             answer=fact["value"],
             reasoning=f"The text says: {piece.text}",
             cue=f"The {fact['thing']} of {fact['name']} is",

@@ -38,6 +38,14 @@ ASK = Phrases(
         "Name the {attribute} of {name}.",
         "I want to know the {attribute} of {name}.",
         "From the text, give the {attribute} of {name}.",
+        "The {attribute} of {name}, please.",
+        "And the {attribute} of {name}?",
+        "For {name}, what is the {attribute}?",
+        "Say the {attribute} of {name}.",
+        "Can you find the {attribute} of {name}?",
+        "What {attribute} is given for {name}?",
+        "Look for {name}: which {attribute}?",
+        "Which {attribute} did the text name for {name}?",
     ),
     held_out=("What does the text say about the {attribute} of {name}?", "Say what the {attribute} of {name} is."),
 )
@@ -58,7 +66,7 @@ def build(draw: Draw, knobs: ReadingKnobs) -> Item:
     attribute = draw.rng.choice(list(people[name]))
     value, sentence = people[name][attribute]
     exchange = Exchange(
-        question=draw.phrase(ASK).format(attribute=attribute, name=name),
+        question=draw.question(ASK).format(attribute=attribute, name=name),
         answer=value,
         reasoning=f"About {name} the text says: {sentence}",
     )

@@ -18,6 +18,14 @@ COPY_ASK = Phrases(
         "Give the row as it is.",
         "Echo the row.",
         "Type the row again, word by word.",
+        "Again, please.",
+        "Repeat it.",
+        "Give me the same row.",
+        "What does the row say?",
+        "Read the row aloud.",
+        "The row once again.",
+        "Write it down as it stands.",
+        "Tell me all words of the row in order.",
     ),
     held_out=("Reproduce the row exactly.", "Recite the row."),
 )
@@ -47,7 +55,7 @@ def _build(draw: Draw, knobs: SpanKnobs, ask: Phrases, backwards: bool) -> Item:
     row = draw.words(draw.size(knobs.num_words)).split()
     answer = " ".join(reversed(row) if backwards else row)
     exchange = Exchange(
-        question=draw.phrase(ask),
+        question=draw.question(ask),
         answer=answer,
         reasoning=f"The row has {len(row)} words.",
         cue="Backwards:" if backwards else "Row:",

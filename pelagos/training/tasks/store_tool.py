@@ -23,6 +23,14 @@ PUT = Phrases(
         "Please keep in mind: the {thing} of {name} is {value}.",
         "Set the {thing} of {name} to {value}.",
         "Put {value} down as the {thing} of {name}.",
+        "For {name} the {thing} is {value}. Remember it.",
+        "Memorize: the {thing} of {name} is {value}.",
+        "I want you to store {value} as the {thing} of {name}.",
+        "The {thing} of {name} has changed to {value}.",
+        "Let the {thing} of {name} be {value}.",
+        "From now on the {thing} of {name} is {value}.",
+        "{name} has a {thing}: {value}. Save that.",
+        "Take {value} as the {thing} of {name}.",
     ),
     held_out=("Write down that {name} has the {thing} {value}.", "Do not forget {value}, it is the {thing} of {name}."),
 )
@@ -36,6 +44,14 @@ GET = Phrases(
         "I forgot the {thing} of {name}. What is it?",
         "Look up the {thing} of {name}.",
         "Do you still have the {thing} of {name}?",
+        "The {thing} of {name}, please.",
+        "And the {thing} of {name}?",
+        "For {name}, what is the {thing}?",
+        "Say the {thing} of {name} again.",
+        "I need the {thing} of {name}.",
+        "Which {thing} does {name} have?",
+        "What was the {thing} of {name}?",
+        "Find the {thing} of {name} in your store.",
     ),
     held_out=("Remind me of the {thing} of {name}.", "Please fetch the {thing} of {name}."),
 )
@@ -78,7 +94,7 @@ def _put(draw: Draw, knobs: StoreToolKnobs, store: dict[str, str], name: str, th
     key = f"{thing} of {name}"
     call = Call(name="put", arguments={"key": key, "value": value})
     step = Step(calls=(call,), results=(run_tool(call.name, call.arguments, store),), reasoning=f"I store the {key}.")
-    question = draw.phrase(PUT).format(thing=thing, name=name, value=value)
+    question = draw.question(PUT).format(thing=thing, name=name, value=value)
     return Exchange(question=question, answer=SAVED, reasoning="It is stored.", steps=(step,))
 
 
@@ -89,7 +105,7 @@ def _get(draw: Draw, store: dict[str, str], name: str, thing: str) -> Exchange:
     step = Step(calls=(call,), results=(result,), reasoning=f"I look up the {key}.")
     known = result != NOT_FOUND
     return Exchange(
-        question=draw.phrase(GET).format(thing=thing, name=name),
+        question=draw.question(GET).format(thing=thing, name=name),
         answer=result if known else UNKNOWN,
         reasoning=f"The store has {result}." if known else "The store does not have it.",
         steps=(step,),

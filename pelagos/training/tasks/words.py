@@ -38,6 +38,42 @@ SYLLABLE_STARTS = (
     "v",
     "z",
 )
+OPENINGS = (
+    "One question:",
+    "Now this:",
+    "Next one.",
+    "Well,",
+    "So:",
+    "And now:",
+    "Tell me:",
+    "Look again.",
+    "I have a question.",
+    "I am curious.",
+    "Be exact.",
+    "Quick question.",
+    "Help me, please.",
+    "Here is what I want to know.",
+    "I am not sure.",
+    "Good.",
+    "Thanks.",
+    "Let us see.",
+    "A small task for you:",
+    "Dear Pelagos,",
+    "OK,",
+    "Please:",
+    "You have read it all.",
+    "Could you help?",
+)
+CLOSINGS = (
+    "Thank you.",
+    "Be brief.",
+    "Only the answer.",
+    "I am waiting.",
+    "It is important.",
+    "That is all.",
+    "Do you know?",
+    "Please be quick.",
+)
 MIN_SPLIT_DIGITS = 4  # shorter numbers are too few to be split: they are counts, line numbers, operands
 MIN_POOL = 1024
 MAX_POOL = 4096
