@@ -8,6 +8,7 @@
 #include <sys/syscall.h>
 #endif
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <unistd.h>
 #if defined(__x86_64__)
@@ -19,6 +20,9 @@ namespace pelagos {
 namespace {
 
 constexpr int NUM_SPINS = 4000;  // some 40 microseconds: longer than the gaps between ops, shorter than a scheduler's slice
+// From so many spins on others on this core go first at times: it may be the thread that is waited for, moved here because
+// something else took its core, and every barrier would then cost a whole round of spins.
+constexpr int POLITE_FROM = 400, POLITE_EVERY = 50;
 
 inline void relax() {
 #if defined(__x86_64__)
@@ -95,6 +99,7 @@ void Signal::raise() {
 void Signal::wait_beyond(uint32_t known) {
     for (int i = 0; i < NUM_SPINS; i++) {
         if (value() != known) return;
+        if (i >= POLITE_FROM && i % POLITE_EVERY == 0) sched_yield();
         relax();
     }
     // Counted before the number is looked at again: raise changes the number first and then counts sleepers, so one of the two
