@@ -200,7 +200,7 @@ def test_rounding_a_model_changes_its_loss(folder: Path) -> None:
     before = {name: weight.clone() for name, weight in named_weights(model).items()}
     losses = measure_low_precision(model, packed, pass_tokens=1024)
     assert losses["full"] == pytest.approx(exact_loss(exact(model), packed), rel=1e-5)
-    assert losses["fp4_weights"] != pytest.approx(losses["full"], rel=5e-4)
+    assert losses["fp4_weights"] != pytest.approx(losses["full"], rel=1e-4)
     assert losses["exported"] == pytest.approx(losses["fp4"], rel=1e-4)
     assert all(torch.equal(weight, before[name]) for name, weight in named_weights(model).items())
 

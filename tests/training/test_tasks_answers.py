@@ -11,8 +11,9 @@ from pelagos.training.tasks.chain import TELL as LINK
 from pelagos.training.tasks.grading import expected_calls
 from pelagos.training.tasks.item import UNKNOWN
 from pelagos.training.tasks.last_wins import TELL as UPDATE
+from pelagos.training.tasks.needle import ASK as NEEDLE_ASK
 from pelagos.training.tasks.quick import TOPICS
-from pelagos.training.tasks.words import Phrases
+from pelagos.training.tasks.words import CLOSINGS, OPENINGS, Phrases
 
 
 def text_and_question(sample: Sample) -> tuple[str, str]:
@@ -43,7 +44,8 @@ def solve_kv(text: str, question: str) -> str:
 
 
 def solve_needle(text: str, question: str) -> str:
-    [name] = re.findall(r" ([A-Z][a-z]+)[ ?.]", question)
+    wording = {word for text in (*NEEDLE_ASK.training, *OPENINGS, *CLOSINGS) for word in re.findall(r"[A-Z]\w+", text)}
+    [name] = {*re.findall(r"[A-Z][a-z]+", question)} - wording
     [line] = [line for line in text.splitlines() if re.search(rf"\b{name}\b", line)]
     return line
 

@@ -19,7 +19,7 @@ from pelagos.training.tasks.calc_tool import CalcToolKnobs
 from pelagos.training.tasks.knobs import draw_depth, draw_size
 from pelagos.training.tasks.kv import KvKnobs
 from pelagos.training.tasks.needle import NeedleKnobs
-from pelagos.training.tasks.words import word_pool
+from pelagos.training.tasks.words import CLOSINGS, OPENINGS, word_pool
 
 NUMBERS = re.compile(r"\d{4,}")
 
@@ -131,22 +131,51 @@ def test_no_held_out_word_among_the_facts_of_training(name: str) -> None:
     assert not any(map(is_held_out, words))
 
 
+# What the fields of phrases may be: narrow, so that a phrase that is little more than its field matches no other.
+FIELDS = {
+    "what": r"[\d+*() -]+|\d+ (plus|minus|times) -?\d+",
+    "name": r"[A-Z][a-z]+|\w+_\w+",
+    "values": r"\w+ = \d+(, \w+ = \d+)*",
+    "place": r"[A-Z][a-z]+",
+    "value": r"\d+|[a-z ]+|[A-Z][a-z]+",
+    "n": r"\d+",
+}
+
+
+def pattern(phrase: str) -> re.Pattern[str]:
+    parts = re.split(r"\{(\w+)\}", phrase)
+    fields = (f"(?:{FIELDS.get(field, '[a-z ]+')})" for field in parts[1::2])
+    return re.compile("".join(re.escape(text) + next(fields, "") for text in parts[::2]))
+
+
+def bare(asked: str) -> str:
+    """A question without what training may put before and behind it."""
+    for opening in OPENINGS:
+        asked = asked.removeprefix(f"{opening} ")
+    for closing in CLOSINGS:
+        asked = asked.removesuffix(f" {closing}")
+    return asked
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_wording_is_split_too(name: str) -> None:
     phrases = TASKS[name].phrases
     patterns = {
-        side: [
-            re.compile(re.sub(r"\\\{\w*\\\}", ".+?", re.escape(text)))
-            for group in phrases
-            for text in (group.held_out if side else group.training)
-        ]
+        side: [pattern(text) for group in phrases for text in (group.held_out if side else group.training)]
         for side in (False, True)
     }
     for side in (False, True):
         for sample in samples(name, 60, held_out=side, chat_share=1):
-            asked = question(sample)
+            asked = question(sample) if side else bare(question(sample))
             assert any(pattern.fullmatch(asked) for pattern in patterns[side]), asked
             assert not any(pattern.fullmatch(asked) for pattern in patterns[not side]), asked
+
+
+def test_questions_stand_anywhere_in_training_alone() -> None:
+    training = [question(sample) for sample in samples("kv", 60, chat_share=1)]
+    assert 0.2 < sum(asked != bare(asked) for asked in training) / len(training) < 0.8
+    held_out = [question(sample) for sample in samples("kv", 60, held_out=True, chat_share=1)]
+    assert all(asked == bare(asked) for asked in held_out)
 
 
 @pytest.mark.parametrize("name", TASKS)
