@@ -57,7 +57,8 @@ TASK_MIXES: dict[str, TaskMix] = {
     # Shares are of tokens: where an exercise takes 30, as these at the end do, a large share would drown all else.
     "chat": TaskMix(
         shares=(
-            *_mix({"calc-tool": 3}, num_questions=(1, 6), thinking_share=0.15).shares,
+            *_mix({"calc-tool": 2}, num_questions=(2, 6), thinking_share=0.15).shares,
+            *_mix({"calc-tool": 1}, thinking_share=0.15).shares,
             *_mix({"store-tool": 2}, thinking_share=0.15).shares,
             *_mix({"reading": 2, "unknown": 0.2, "quick": 0.5, "greeting": 0.3}).shares,
         )
