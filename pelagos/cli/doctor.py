@@ -1,8 +1,6 @@
 """``pelagos doctor``: what this machine can do, what runs on it and why, and what is known to be wrong with it."""
 
 import json
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +11,7 @@ from pelagos.common import env
 
 if TYPE_CHECKING:
     from pelagos.common.device import Machine
+    from pelagos.ops.cpu.rates import Rate
     from pelagos.ops.dispatch import Choice
     from pelagos.ops.reference.row_products import Probe
 
@@ -20,6 +19,10 @@ LIBRARIES = ("torch", "numpy", "safetensors", "tokenizers", "deepseek-recipe", "
 MEASURE_SECONDS = 0.5  # of each rate
 READ_BYTES = 256 << 20  # more than most processors have as cache
 MATRIX_SIZE = 1024
+# An expert, a map of attention and a compressor of V4-Flash; a token alone, and a batch's part of an expert.
+KERNEL_SHAPES = {"fp4": (2048, 4096), "fp8": (4096, 4096), "bf16": (1024, 4096)}
+KERNEL_ROWS = (1, 64)
+KERNEL_BYTES = 128 << 20
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -56,14 +59,16 @@ class Report:
     ops: "list[Choice]"
     row_tile: "Probe"
     rates: Rates
+    products: "list[Rate]"
     problems: list[str]
 
 
 def doctor_command(threads: Threads = None, as_json: Json = False) -> None:
     """Show the machine, the libraries, the code that runs each op and why, measured speeds, and known problems.
 
-    Takes a few seconds. The JSON object has the keys pelagos, machine, libraries, kernels, ops, row_tile, rates and
-    problems; sizes are in bytes, rates in bytes or operations per second; null is what the system does not say.
+    Takes some ten seconds. The JSON object has the keys pelagos, machine, libraries, kernels, ops, row_tile, rates,
+    products and problems; sizes are in bytes, rates in bytes or operations per second; null is what the system does not
+    say.
     """
     report = examine(use_threads(threads))
     if as_json:
@@ -80,7 +85,7 @@ def examine(num_threads: int) -> Report:
 
     machine, row_tile = describe_machine(), probe_row_tile()
     libraries = {name: _version(name) for name in LIBRARIES}
-    kernels = describe_kernels()
+    kernels, rates = describe_kernels(), measure(num_threads)
     return Report(
         pelagos=metadata.version("pelagos"),
         machine=machine,
@@ -88,7 +93,8 @@ def examine(num_threads: int) -> Report:
         kernels=kernels,
         ops=choices(),
         row_tile=row_tile,
-        rates=measure(num_threads),
+        rates=rates,
+        products=measure_kernels(rates),
         problems=find_problems(
             machine, libraries, kernels, row_tile, num_threads, has_nvidia_driver=NVIDIA_DRIVER.exists()
         ),
@@ -116,13 +122,37 @@ def measure(num_threads: int) -> Rates:
     """Measure for about one second; the best of the runs counts, because others can only slow a run down."""
     import torch
 
+    from pelagos.ops.cpu.rates import best_seconds
+
     data = torch.ones(READ_BYTES // 4)
     matrix = torch.ones(MATRIX_SIZE, MATRIX_SIZE)
     return Rates(
         num_threads=num_threads,
-        read_bytes_per_second=READ_BYTES / _best_seconds(data.sum),
-        float32_flops=2 * MATRIX_SIZE**3 / _best_seconds(lambda: matrix @ matrix),
+        read_bytes_per_second=READ_BYTES / best_seconds(data.sum, MEASURE_SECONDS),
+        float32_flops=2 * MATRIX_SIZE**3 / best_seconds(lambda: matrix @ matrix, MEASURE_SECONDS),
     )
+
+
+def measure_kernels(rates: Rates) -> "list[Rate]":
+    """Products of the native kernels against these limits, in some three seconds."""
+    from pelagos.ops.cpu.module import native
+    from pelagos.ops.cpu.rates import measure_products
+
+    if native() is None:
+        return []
+    return [
+        rate
+        for kind, shape in KERNEL_SHAPES.items()
+        for rate in measure_products(
+            kind,
+            shape,
+            KERNEL_ROWS,
+            num_bytes=KERNEL_BYTES,
+            seconds=MEASURE_SECONDS / 2,
+            read_bytes_per_second=rates.read_bytes_per_second,
+            float32_flops=rates.float32_flops,
+        )
+    ]
 
 
 def find_problems(
@@ -162,18 +192,6 @@ def find_problems(
     if machine.system.endswith(("x86_64", "AMD64")) and machine.torch_cpu_capability in ("DEFAULT", "NO AVX"):
         problems.append("torch's elementwise kernels run without AVX2 here, which makes them several times slower")
     return problems
-
-
-def _best_seconds(work: Callable[[], object]) -> float:
-    work()
-    best, end = float("inf"), time.perf_counter() + MEASURE_SECONDS
-    while True:
-        started = time.perf_counter()
-        work()
-        now = time.perf_counter()
-        best = min(best, now - started)
-        if now > end:
-            return best
 
 
 def _version(name: str) -> str | None:
@@ -246,6 +264,7 @@ def _measured_lines(report: Report) -> list[tuple[str, str]]:
         ("memory read", f"{rates.read_bytes_per_second / 1e9:.1f} GB/s"),
         ("float32 product", f"{rates.float32_flops / 1e9:.0f} GFLOP/s"),
         ("row tile", f"{report.row_tile.tile_rows} rows: {report.row_tile.reason}"),
+        *((rate.op, f"{rate.value / 1e9:.1f} G{rate.unit}, {rate.share:.0%} of the limit") for rate in report.products),
     ]
 
 

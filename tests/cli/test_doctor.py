@@ -13,6 +13,7 @@ from pelagos.cli.doctor import Kernels, find_problems, measure
 from pelagos.cli.main import main
 from pelagos.common.device import Accelerator, Machine, Memory, Processor
 from pelagos.ops.contract import OPS
+from pelagos.ops.cpu.rates import best_seconds
 from pelagos.ops.dispatch import Choice
 from pelagos.ops.reference.row_products import Probe
 
@@ -78,13 +79,27 @@ def test_each_problem_is_found_alone(changes: dict[str, Any], expected: str) -> 
 def test_json_holds_everything(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "--json", "--threads", "1"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert set(report) == {"pelagos", "machine", "libraries", "kernels", "ops", "row_tile", "rates", "problems"}
+    assert set(report) == {
+        "pelagos",
+        "machine",
+        "libraries",
+        "kernels",
+        "ops",
+        "row_tile",
+        "rates",
+        "products",
+        "problems",
+    }
     assert report["pelagos"] == metadata.version("pelagos")
     assert report["libraries"]["torch"] == metadata.version("torch")
     assert [choice["op"] for choice in report["ops"]] == list(OPS)
     assert all(choice["reason"] for choice in report["ops"])
     assert report["rates"]["num_threads"] == torch.get_num_threads() == 1
     assert report["machine"]["torch_version"] == torch.__version__
+    limits = {"B/s": report["rates"]["read_bytes_per_second"], "FLOP/s": report["rates"]["float32_flops"]}
+    assert len(report["products"]) == (6 if report["kernels"]["available"] else 0)
+    for product in report["products"]:
+        assert product["share"] == pytest.approx(product["value"] / limits[product["unit"]])
 
 
 def test_text_has_a_part_for_each(capsys: pytest.CaptureFixture[str]) -> None:
@@ -127,7 +142,7 @@ def test_text_says_what_is_unknown_and_what_is_missing(
 
 
 def test_rates_are_work_over_the_best_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_best_seconds", lambda work: (work(), 0.5)[1])
+    monkeypatch.setattr("pelagos.ops.cpu.rates.best_seconds", lambda work, seconds: (work(), 0.5)[1])
     rates = measure(num_threads=2)
     assert rates.read_bytes_per_second == (1 << 20) / 0.5
     assert rates.float32_flops == 2 * 64**3 / 0.5
@@ -135,6 +150,5 @@ def test_rates_are_work_over_the_best_time(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_best_of_the_runs_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([0.0, 0.0, 3.0, 3.0, 4.0, 4.0, 9.0])  # the end is set, then runs of 3, 1 and 5 seconds
-    monkeypatch.setattr("pelagos.cli.doctor.time.perf_counter", lambda: next(times))
-    monkeypatch.setattr(doctor, "MEASURE_SECONDS", 5.0)
-    assert doctor._best_seconds(lambda: None) == 1.0
+    monkeypatch.setattr("pelagos.ops.cpu.rates.time.perf_counter", lambda: next(times))
+    assert best_seconds(lambda: None, 5.0) == 1.0
