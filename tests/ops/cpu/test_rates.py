@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from rowwise_checks import needs_native
 
 from pelagos.formats.matrix import QuantizedMatrix
 from pelagos.ops.cpu import rates
@@ -21,6 +22,7 @@ def test_random_weights_are_finite_and_of_their_format(kind: str) -> None:
     assert float(product.abs().max()) > 0
 
 
+@needs_native
 @pytest.mark.parametrize("rounded", [False, True])
 @pytest.mark.parametrize("kind", FORMATS)
 def test_rates_are_work_over_the_best_time(kind: str, rounded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
