@@ -87,8 +87,10 @@ class Draw:
         """A phrase that asks, in training often with something before or behind it that does not matter: so that what
         is asked for is found wherever it stands."""
         asked = self.phrase(phrases)
-        if not self.held_out and self.rng.random() < 0.4:
-            asked = f"{self.rng.choice(words.OPENINGS)} {asked}"
+        if not self.held_out and self.rng.random() < 0.5:
+            opening = self.rng.choice(words.OPENINGS)
+            goes_on = opening.endswith(",") and not asked.startswith(("{", "I "))
+            asked = f"{opening} {asked[0].lower() + asked[1:] if goes_on else asked}"
         if not self.held_out and self.rng.random() < 0.15:
             asked = f"{asked} {self.rng.choice(words.CLOSINGS)}"
         return asked

@@ -63,6 +63,13 @@ OPENINGS = (
     "Please:",
     "You have read it all.",
     "Could you help?",
+    "From what you read,",
+    "In the lines above,",
+    "Going by the text,",
+    "As the notes have it,",
+    "If you look it up,",
+    "With all that in mind,",
+    "After reading this,",
 )
 CLOSINGS = (
     "Thank you.",
