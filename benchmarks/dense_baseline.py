@@ -17,22 +17,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from machine import machine_record
+from run_weights import model_at
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from pelagos.chat.tokenizer import Tokenizer
 from pelagos.cli.options import use_threads
 from pelagos.model import accounting
-from pelagos.model.transformer import Model
-from pelagos.ops.dispatch import autograd_ops
 from pelagos.recipes.nano import nano
 from pelagos.training.batch import PackedBatch
 from pelagos.training.config import TrainConfig
 from pelagos.training.data import open_loader, open_shards
 from pelagos.training.held_out import measure_text, passes, text_batch
 from pelagos.training.overrides import with_settings
-from pelagos.training.saved_run import read_checkpoint
-from pelagos.training.views import named_weights
 
 CONTEXT, TOKENS_PER_SOURCE, LOG_EVERY = 1024, 4096, 25
 
@@ -124,12 +121,8 @@ def dense_scores(model: LlamaForCausalLM, texts: dict[str, PackedBatch], pass_to
 
 
 def nano_scores(config: TrainConfig, run: Path, step: int, texts: dict[str, PackedBatch]) -> dict[str, float]:
-    """Bits per byte of the run's weights at that step, queries seeing all rows if they did in training."""
-    model = Model(config.model, autograd_ops())
-    saved, own = read_checkpoint(run, step), named_weights(model)
-    with torch.no_grad():
-        for name, weight in own.items():
-            weight.copy_(saved.weights[name])
+    """Bits per byte of the run's weights at that step, CSA queries seeing their top rows as in inference."""
+    model = model_at(config.model, run, step)
     report = measure_text(
         model, texts, split="test", context_length=CONTEXT, pass_tokens=config.micro_tokens, on_pass=lambda num: None
     )

@@ -15,22 +15,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from machine import machine_record
+from run_weights import model_at
 
 from pelagos.chat.tokenizer import Tokenizer
 from pelagos.cli.options import use_threads
 from pelagos.model.config import ModelConfig, window_layer
 from pelagos.model.transformer import Model
-from pelagos.ops.dispatch import autograd_ops
 from pelagos.recipes.nano import nano
 from pelagos.training.exercises import attempt_all, right
 from pelagos.training.export import export
 from pelagos.training.overrides import with_settings
-from pelagos.training.saved_run import read_checkpoint
 from pelagos.training.session import train
 from pelagos.training.tasks import TASKS, Sample
-from pelagos.training.views import named_weights
 
 LENGTHS = (96, 160, 256, 512, 1024)
 ANSWER_TOKENS, SIDE_BY_SIDE = 24, 16
@@ -43,13 +40,8 @@ def window_only(config: ModelConfig) -> ModelConfig:
 
 
 def loaded(config: ModelConfig, run: Path, step: int, tokenizer_folder: Path, place: Path) -> Model:
-    """The run's weights at that step, as exact inference has them. YaRN comes at the recipe's end alone."""
-    model = Model(replace(config, compressed_rope=replace(config.compressed_rope, yarn=None)), autograd_ops())
-    saved, own = read_checkpoint(run, step), named_weights(model)
-    with torch.no_grad():
-        for name, weight in own.items():
-            weight.copy_(saved.weights[name])
-    export(model, place, official=False, tokenizer_folder=tokenizer_folder)
+    """The run's weights at that step, as exact inference has them."""
+    export(model_at(config, run, step), place, official=False, tokenizer_folder=tokenizer_folder)
     return Model.load(place)
 
 

@@ -53,7 +53,7 @@ def _heed_biases(batch: Batch, rows_of_numbers: npt.NDArray[np.float32], greedy:
     row = 0
     for piece in batch:
         params = piece.sequence.job.params
-        if params.logit_bias and params.is_plain:
+        if params.logit_bias and params.is_plain and piece.sequence.constraint is None:
             ids, values = zip(*params.logit_bias, strict=True)
             for i in range(row, row + piece.num_logits):
                 numbers = rows_of_numbers[i].copy()
