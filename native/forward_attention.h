@@ -3,6 +3,7 @@
 
 #include "compressor.h"
 #include "forward_scratch.h"
+#include "index_scores.h"
 #include "norm_rope.h"
 #include "rounding.h"
 #include "simd.h"
@@ -194,10 +195,16 @@ inline void gather_window(const Pass& p, const Layer& layer) {
     }
 }
 
+// Whether index queries and rows are compared as codes.
+inline bool has_codes(const Pass& p, const Layer& layer) {
+    return p.shape.rounds && layer.index_compressor.layout.format == RowFormat::index_fp4 && p.shape.index_head_dim % CODE_BLOCK == 0;
+}
+
 // Norm and rotation of query heads and index heads; one item is one head of one token.
 inline void finish_queries(const Pass& p, const Layer& layer) {
     const ModelShape& m = p.shape;
     int64_t half = m.rope_dim / 2, num_index = layer.has_index ? m.num_index_heads : 0, per_token = m.num_heads + num_index;
+    const int64_t num_blocks = m.index_head_dim / CODE_BLOCK;
     Range mine = p.team.share(p.job.num_tokens * per_token);
     for (int64_t item = mine.begin; item < mine.end; item++) {
         int64_t t = item / per_token, head = item % per_token;
@@ -211,6 +218,7 @@ inline void finish_queries(const Pass& p, const Layer& layer) {
             float* q = p.s.index_q + (t * num_index + h) * m.index_head_dim;
             rotate(q + m.index_head_dim - m.rope_dim, cos, sin, half, false, m.bf16);
             if (m.rounds) round_index(q, m.index_head_dim, m.bf16);
+            if (has_codes(p, layer)) encode_query(q, m.index_head_dim, p.s.index_codes + (t * num_index + h) * num_blocks);
             float* weight = p.s.head_weights + t * num_index + h;
             *weight = *weight * (1.0f / std::sqrt(float(m.index_head_dim))) * (1.0f / std::sqrt(float(num_index)));
         }
@@ -250,8 +258,10 @@ inline void plan_queries(const Pass& p, const Layer& layer) {
             query.num_visible = (position + 1) / layer.ratio;
             if (!layer.has_index || query.num_visible <= m.index_topk) continue;
             int32_t* chosen = p.s.chosen_rows + t * m.index_topk;
-            p.s.index_queries[num_index++] = {p.s.index_q + t * m.num_index_heads * m.index_head_dim,
-                                              p.s.head_weights + t * m.num_index_heads,
+            const int64_t head = t * m.num_index_heads;
+            p.s.index_queries[num_index++] = {p.s.index_q + head * m.index_head_dim,
+                                              has_codes(p, layer) ? p.s.index_codes + head * (m.index_head_dim / CODE_BLOCK) : nullptr,
+                                              p.s.head_weights + head,
                                               p.s.index_rows + i,
                                               query.num_visible,
                                               chosen,

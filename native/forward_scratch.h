@@ -59,6 +59,7 @@ struct Scratch {
     Product* products;
     AttendQuery* queries;
     IndexQuery* index_queries;
+    IndexCodes* index_codes;
     Rows *rows, *index_rows;     // per sequence
     int64_t* num_queries;        // one number, written by thread 0
     void *attention, *indexer;
@@ -128,6 +129,7 @@ inline Scratch cut(const ForwardJob& job, int num_threads, const AttentionKernel
     s.products = cutter.take<Product>(2 * m.num_experts + m.num_groups + 8);
     s.queries = cutter.take<AttendQuery>(T);
     s.index_queries = cutter.take<IndexQuery>(T);
+    s.index_codes = cutter.take<IndexCodes>(m.rounds ? T * m.num_index_heads * (m.index_head_dim / CODE_BLOCK) : 0);
     s.rows = cutter.take<Rows>(job.num_sequences);
     s.index_rows = cutter.take<Rows>(job.num_sequences);
     s.num_queries = cutter.take<int64_t>(1);

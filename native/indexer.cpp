@@ -1,59 +1,16 @@
 // The lightning indexer: scores of rows, and the best of them.
 //
-// A score is one chain per head over the channels, then one over the heads: lanes are 16 neighbouring rows, so a row's bits depend on the
-// row and the query alone. Queries are taken in groups, whose scores fit into scratch memory; a group's rows are shared among the
-// team, then its queries.
+// A row's bits depend on the row and the query alone. Queries are taken in groups, whose scores fit into scratch memory; a group's rows are
+// shared among the team, then its queries. Beside the scores lie the best of every 16, by which most rows are passed over.
 #include "indexer.h"
 
-#include "rounding.h"
-#include "simd.h"
-#include "transpose.h"
+#include "index_scores.h"
 
 namespace pelagos::PELAGOS_ISA {
 
 namespace {
 
 constexpr int64_t GROUP = 16;  // queries
-constexpr int MAX_SIZE = 256;  // of an index row
-constexpr int HEADS = 4;       // chains side by side
-
-// 16 rows from `first` on, those before `count`, as columns [C, 16].
-void load_block(const Rows& rows, int64_t first, int64_t count, int C, float* columns) {
-    alignas(64) float block[LANES * MAX_SIZE];
-    int padded = (C + 3) / 4 * 4;
-    for (int l = 0; l < LANES; l++) {
-        if (first + l < count)
-            load_row(rows.layout, rows.row(first + l), block + l * padded);
-        else
-            std::memset(block + l * padded, 0, sizeof(float) * C);
-        for (int c = C; c < padded; c++) block[l * padded + c] = 0.0f;
-    }
-    for (int c = 0; c < C; c += 4) {
-        F16 four[4];
-        load_columns(block + c, padded, four);
-        for (int i = 0; i < 4 && c + i < C; i++) store(columns + (c + i) * LANES, four[i]);
-    }
-}
-
-template <int N>
-inline F16 add_heads(const float* q, const float* weights, int C, const float* columns, F16 score) {
-    F16 dot[N];
-    for (int h = 0; h < N; h++) dot[h] = zero();
-    for (int c = 0; c < C; c++) {
-        F16 column = load(columns + c * LANES);
-        for (int h = 0; h < N; h++) dot[h] = fma(set1(q[h * C + c]), column, dot[h]);
-    }
-    for (int h = 0; h < N; h++) score = fma(max(dot[h], zero()), set1(weights[h]), score);
-    return score;
-}
-
-F16 score_block(const IndexQuery& query, int H, int C, const float* columns) {
-    F16 score = zero();
-    int h = 0;
-    for (; h + HEADS <= H; h += HEADS) score = add_heads<HEADS>(query.q + h * C, query.head_weights + h, C, columns, score);
-    for (; h < H; h++) score = add_heads<1>(query.q + h * C, query.head_weights + h, C, columns, score);
-    return score;
-}
 
 int64_t most_visible(const IndexQuery* queries, int64_t num_queries) {
     int64_t most = 0;
@@ -61,10 +18,31 @@ int64_t most_visible(const IndexQuery* queries, int64_t num_queries) {
     return (most + LANES - 1) / LANES * LANES;
 }
 
-// Scores of this thread's share of the rows, for all queries of a group: scores + query * stride. Neighbours of one sequence share blocks.
-void score_rows(const Team& team, const IndexQuery* queries, int64_t num, int H, int C, float* scores, int64_t stride) {
-    alignas(64) float columns[MAX_SIZE * LANES];
-    Range mine = team.share(stride, LANES);
+// Scores of some queries: those of query i at scores + i * stride, the best of each 16 at best + i * stride / 16 unless it is nullptr.
+struct ScoreTable {
+    float *scores, *best;
+    int64_t stride;
+
+    void put(int64_t query, int64_t first, int64_t num_visible, F16 score) const {
+        store(scores + query * stride + first, score);
+        if (!best) return;
+        // Infinity stands for NaN, which is larger: what is passed over is smaller than that in any case.
+        F16 known = select(is_nan(score), set1(INFINITY), score);
+        if (first + LANES > num_visible) {
+            alignas(64) float lanes[LANES];
+            store(lanes, known);
+            std::fill(lanes + (num_visible - first), lanes + LANES, -INFINITY);
+            known = load(lanes);
+        }
+        best[(query * stride + first) / LANES] = max(known);
+    }
+};
+
+// Scores of this thread's share of the rows, for all queries of a group. Neighbours of one sequence share blocks.
+void score_rows(const Team& team, const IndexQuery* queries, int64_t num, int H, int C, const ScoreTable& table) {
+    NumberBlock numbers;
+    CodedBlock codes;
+    Range mine = team.share(table.stride, LANES);
     for (int64_t first = mine.begin; first < mine.end; first += LANES) {
         const Rows* loaded = nullptr;
         for (int64_t i = 0; i < num; i++) {
@@ -73,10 +51,13 @@ void score_rows(const Team& team, const IndexQuery* queries, int64_t num, int H,
             if (query.rows != loaded) {
                 int64_t count = 0;
                 for (int64_t j = i; j < num && queries[j].rows == query.rows; j++) count = std::max(count, queries[j].num_visible);
-                load_block(*query.rows, first, count, C, columns);
+                if (query.codes)
+                    codes.fill(*query.rows, first, count, C);
+                else
+                    numbers.fill(*query.rows, first, count, C);
                 loaded = query.rows;
             }
-            store(scores + i * stride + first, score_block(query, H, C, columns));
+            table.put(i, first, query.num_visible, query.codes ? score_block(codes, query, H, C) : score_block(numbers, query, H, C));
         }
     }
 }
@@ -90,17 +71,40 @@ inline uint32_t key_of(float score) {
     return bits_of & 0x80000000u ? ~bits_of : bits_of | 0x80000000u;
 }
 
+// All keys of scores.
+struct EveryKey {
+    const float* scores;
+    int64_t num;
+    template <class Visit>
+    void visit(const Visit& f) const {
+        for (int64_t i = 0; i < num; i++) f(i, key_of(scores[i]));
+    }
+};
+
+// Those of the blocks of 16 whose best score is not below a limit.
+struct BestKeys {
+    const float *scores, *best;
+    int64_t num;
+    uint32_t limit;
+    template <class Visit>
+    void visit(const Visit& f) const {
+        for (int64_t first = 0; first < num; first += LANES)
+            if (key_of(best[first / LANES]) >= limit) EveryKey{scores + first, std::min<int64_t>(LANES, num - first)}.visit(
+                [&](int64_t i, uint32_t key) { f(first + i, key); });
+    }
+};
+
 // The k-th largest key, digit by digit, and how many keys are larger than it.
-uint32_t threshold(const float* scores, int64_t num, int64_t k, int64_t* num_larger) {
+template <class Keys>
+uint32_t threshold(const Keys& keys, int64_t k, int64_t* num_larger) {
     uint32_t prefix = 0, known = 0;
     int64_t above = 0;
     for (int shift : {21, 10, 0}) {
         uint32_t mask = shift == 0 ? 0x3ffu : 0x7ffu;
         int64_t counts[2048] = {};
-        for (int64_t i = 0; i < num; i++) {
-            uint32_t key = key_of(scores[i]);
+        keys.visit([&](int64_t, uint32_t key) {
             if ((key & known) == prefix) counts[key >> shift & mask]++;
-        }
+        });
         int64_t digit = mask;
         while (above + counts[digit] < k) above += counts[digit--];
         prefix |= uint32_t(digit) << shift;
@@ -110,45 +114,61 @@ uint32_t threshold(const float* scores, int64_t num, int64_t k, int64_t* num_lar
     return prefix;
 }
 
-// Of equal scores the smaller rows.
-int32_t choose_best(const float* scores, int64_t num, int64_t k, int32_t* chosen) {
-    int64_t num_larger = 0, wanted = std::min(k, num);
-    uint32_t limit = num > k ? threshold(scores, num, k, &num_larger) : 0;
-    int64_t equal_left = wanted - num_larger, found = 0;
-    for (int64_t i = 0; i < num && found < wanted; i++) {
-        uint32_t key = key_of(scores[i]);
-        if (num > k && (key < limit || (key == limit && equal_left-- <= 0))) continue;
-        chosen[found++] = int32_t(i);
+// The k largest of more than k keys, of equal ones the smaller rows.
+template <class Keys>
+void choose_keys(const Keys& keys, int64_t k, int32_t* chosen) {
+    int64_t num_larger;
+    const uint32_t limit = threshold(keys, k, &num_larger);
+    int64_t equal_left = k - num_larger;
+    keys.visit([&](int64_t row, uint32_t key) {
+        if (key > limit || (key == limit && equal_left-- > 0)) *chosen++ = int32_t(row);
+    });
+}
+
+// best: of every 16 scores, or nullptr.
+int32_t choose_best(const float* scores, const float* best, int64_t num, int64_t k, int32_t* chosen) {
+    if (num <= k) {
+        for (int64_t i = 0; i < num; i++) chosen[i] = int32_t(i);
+        return int32_t(num);
     }
-    return int32_t(found);
+    const int64_t num_blocks = (num + LANES - 1) / LANES;
+    if (best && num_blocks > k) {  // k blocks have a best score that is not below this limit, so at least k scores are not
+        int64_t num_larger;
+        choose_keys(BestKeys{scores, best, num, threshold(EveryKey{best, num_blocks}, k, &num_larger)}, k, chosen);
+    } else {
+        choose_keys(EveryKey{scores, num}, k, chosen);
+    }
+    return int32_t(k);
 }
 
 void choose_rows(const Team& team, IndexQuery* queries, int64_t num_queries, int H, int C, int k, void* scratch) {
     float* scores = static_cast<float*>(scratch);
     for (int64_t begin = 0; begin < num_queries; begin += GROUP) {
-        int64_t num = std::min(GROUP, num_queries - begin), stride = most_visible(queries + begin, num);
-        score_rows(team, queries + begin, num, H, C, scores, stride);
+        const int64_t num = std::min(GROUP, num_queries - begin), stride = most_visible(queries + begin, num);
+        const ScoreTable table{scores, scores + num * stride, stride};
+        score_rows(team, queries + begin, num, H, C, table);
         team.wait();
         for (int64_t i = team.index; i < num; i += team.size) {
             IndexQuery& query = queries[begin + i];
-            query.num_chosen = choose_best(scores + i * stride, query.num_visible, k, query.chosen);
+            query.num_chosen = choose_best(table.scores + i * stride, table.best + i * stride / LANES, query.num_visible, k, query.chosen);
         }
         team.wait();
     }
 }
 
 int64_t choose_rows_scratch(int64_t num_queries, int64_t max_visible, int, int, int, int) {
-    return std::min(GROUP, num_queries) * ((max_visible + LANES - 1) / LANES * LANES) * int64_t(sizeof(float));
+    const int64_t num_blocks = std::min(GROUP, num_queries) * ((max_visible + LANES - 1) / LANES);
+    return num_blocks * (LANES + 1) * int64_t(sizeof(float));
 }
 
 void index_scores(const Team& team, const IndexQuery* queries, int64_t num_queries, int H, int C, float* scores, int64_t stride) {
-    score_rows(team, queries, num_queries, H, C, scores, stride);
+    score_rows(team, queries, num_queries, H, C, {scores, nullptr, stride});
 }
 
 void top_rows(const Team& team, const float* scores, int64_t stride, const int64_t* num_visible, int64_t num_queries, int k, int32_t* chosen) {
     Range mine = team.share(num_queries);
     for (int64_t i = mine.begin; i < mine.end; i++) {
-        int32_t found = choose_best(scores + i * stride, num_visible[i], k, chosen + i * k);
+        int32_t found = choose_best(scores + i * stride, nullptr, num_visible[i], k, chosen + i * k);
         std::fill(chosen + i * k + found, chosen + (i + 1) * k, -1);
     }
 }
@@ -156,6 +176,6 @@ void top_rows(const Team& team, const float* scores, int64_t stride, const int64
 }  // namespace
 
 extern const IndexerKernels indexer_kernels;
-const IndexerKernels indexer_kernels = {choose_rows, choose_rows_scratch, index_scores, top_rows};
+const IndexerKernels indexer_kernels = {encode_query, choose_rows, choose_rows_scratch, index_scores, top_rows};
 
 }  // namespace pelagos::PELAGOS_ISA

@@ -49,6 +49,11 @@ inline float scale_of(int byte) {
     return scale;
 }
 
+inline F16 scales_of(I16 bytes) {  // of 16 bytes
+    I16 normal = selecti(equal(bytes, set1i(0)), set1i(0x00400000), shift_left<23>(bytes));
+    return from_bits(selecti(equal(bytes, set1i(255)), set1i(0x7fc00000), normal));
+}
+
 // The scale byte of a group: 2^ceil(log2(max(amax, FLOOR) / MAX)), 1 .. 253; 255 where the group holds NaN or infinity.
 template <class Code>
 inline int group_scale(const float* x, int64_t n) {

@@ -4,13 +4,22 @@ namespace pelagos {
 
 namespace {
 
-// rows: [num_rows] packed rows of one sequence; pages: nullptr for one piece.
-std::vector<IndexQuery> queries_of(const Rows& rows, Address q, Address weights, Address num_visible, int64_t num_queries, int H, int C) {
-    std::vector<IndexQuery> queries;
-    for (int64_t t = 0; t < num_queries; t++)
-        queries.push_back({at<const float>(q) + t * H * C, at<const float>(weights) + t * H, &rows, at<const int64_t>(num_visible)[t], nullptr, 0});
-    return queries;
-}
+struct Queries {
+    std::vector<IndexQuery> all;
+    std::vector<IndexCodes> codes;
+
+    // rows: packed rows of one sequence. Queries are compared as codes if rows are codes and they have their form.
+    Queries(const Rows& rows, Address q, Address weights, Address num_visible, int64_t num_queries, int H, int C) {
+        const float* numbers = at<const float>(q);
+        bool coded = rows.layout.format == RowFormat::index_fp4 && C % CODE_BLOCK == 0;
+        codes.resize(coded ? num_queries * H * (C / CODE_BLOCK) : 0);
+        for (int64_t i = 0; coded && i < num_queries * H; i++)
+            coded = kernels().indexer.encode(numbers + i * C, C, codes.data() + i * (C / CODE_BLOCK));
+        for (int64_t t = 0; t < num_queries; t++)
+            all.push_back({numbers + t * H * C, coded ? codes.data() + t * H * (C / CODE_BLOCK) : nullptr, at<const float>(weights) + t * H, &rows,
+                           at<const int64_t>(num_visible)[t], nullptr, 0});
+    }
+};
 
 }  // namespace
 
@@ -20,9 +29,9 @@ void bind_indexer(nb::module_& m) {
         [](const RowLayout& layout, Address rows, Address q, Address weights, Address num_visible, int64_t num_queries, int H, Address scores,
            int64_t stride) {
             Rows all{layout, at<const uint8_t>(rows), nullptr, layout.bytes, 1};
-            auto queries = queries_of(all, q, weights, num_visible, num_queries, H, layout.size);
+            Queries queries(all, q, weights, num_visible, num_queries, H, layout.size);
             pool().run([&](const Team& team) {
-                kernels().indexer.index_scores(team, queries.data(), num_queries, H, layout.size, at<float>(scores), stride);
+                kernels().indexer.index_scores(team, queries.all.data(), num_queries, H, layout.size, at<float>(scores), stride);
             });
         },
         nb::call_guard<nb::gil_scoped_release>());
@@ -40,18 +49,18 @@ void bind_indexer(nb::module_& m) {
         [](const RowLayout& layout, Address arena, Address pages, int64_t page_rows, Address q, Address weights, Address num_visible,
            int64_t num_queries, int H, int k, Address chosen) {
             Rows all{layout, at<const uint8_t>(arena), at<const int32_t>(pages), page_rows * layout.bytes, page_rows};
-            auto queries = queries_of(all, q, weights, num_visible, num_queries, H, layout.size);
+            Queries queries(all, q, weights, num_visible, num_queries, H, layout.size);
             int64_t most = 0;
             for (int64_t t = 0; t < num_queries; t++) {
-                queries[t].chosen = at<int32_t>(chosen) + t * k;
-                most = std::max(most, queries[t].num_visible);
+                queries.all[t].chosen = at<int32_t>(chosen) + t * k;
+                most = std::max(most, queries.all[t].num_visible);
             }
             const IndexerKernels& chosen_kernels = kernels().indexer;
             std::vector<uint8_t> scratch(chosen_kernels.choose_rows_scratch(num_queries, most, H, layout.size, k, pool().size()) + 64);
             pool().run([&](const Team& team) {
-                chosen_kernels.choose_rows(team, queries.data(), num_queries, H, layout.size, k, scratch.data());
+                chosen_kernels.choose_rows(team, queries.all.data(), num_queries, H, layout.size, k, scratch.data());
             });
-            for (auto& query : queries) std::fill(query.chosen + query.num_chosen, query.chosen + k, -1);
+            for (auto& query : queries.all) std::fill(query.chosen + query.num_chosen, query.chosen + k, -1);
         },
         nb::call_guard<nb::gil_scoped_release>());
 }

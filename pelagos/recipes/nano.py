@@ -58,8 +58,8 @@ def nano() -> TrainConfig:
             StageConfig(until=0.125, sequence_length=256, num_rows=16, text=0.3, lists=0.7, recall=0.0, chat=0.0),
             StageConfig(until=0.25, sequence_length=256, num_rows=16, text=0.3, lists=0.3, recall=0.3, chat=0.1),
             StageConfig(
-                until=0.78, sequence_length=1024, num_rows=8, sparse_from=0.75,
-                text=0.2, lists=0.1, recall=0.3, chat=0.4,
+                until=0.85, sequence_length=1024, num_rows=8, sparse_from=0.75,
+                text=0.15, lists=0.2, recall=0.3, chat=0.35,
             ),
             StageConfig(
                 until=0.97, sequence_length=4096, num_rows=2, sparse_from=0.75,

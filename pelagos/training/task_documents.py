@@ -39,14 +39,16 @@ MORE_PAIRS = DENSE_PAIRS | {"num_pairs": (2, 16), "num_queries": (4, 16), "targe
 TASK_MIXES: dict[str, TaskMix] = {
     "lists": TaskMix(
         shares=(
-            *_mix({"kv": 4}, **FEW_PAIRS).shares,
+            *_mix({"kv": 3}, **FEW_PAIRS).shares,
+            *_mix({"kv": 3}, **FEW_PAIRS, spelled_share=0.7).shares,
             *_mix({"needle": 3}, chat_share=0.7, thinking_share=0.0).shares,
             *_mix({"copy": 1}).shares,
         )
     ),
     "recall": TaskMix(
         shares=(
-            *_mix({"kv": 5}, **MORE_PAIRS).shares,
+            *_mix({"kv": 4}, **MORE_PAIRS).shares,
+            *_mix({"kv": 3}, **MORE_PAIRS, spelled_share=0.7).shares,
             *_mix(
                 {"kv": 2, "needle": 5, "last-wins": 1, "chain": 1, "dict": 1, "code-recall": 1, "list-index": 1}
                 | {"copy": 2, "reverse": 0.5, "count": 0.5},
@@ -58,9 +60,9 @@ TASK_MIXES: dict[str, TaskMix] = {
     "chat": TaskMix(
         shares=(
             *_mix({"calc-tool": 2}, num_questions=(2, 6), thinking_share=0.15).shares,
-            *_mix({"calc-tool": 1}, thinking_share=0.15).shares,
-            *_mix({"store-tool": 2}, thinking_share=0.15).shares,
-            *_mix({"reading": 2, "unknown": 0.2, "quick": 0.5, "greeting": 0.3}).shares,
+            *_mix({"store-tool": 3}, num_turns=(3, 8), thinking_share=0.15).shares,
+            *_mix({"calc-tool": 0.5, "store-tool": 0.5}, thinking_share=0.15).shares,
+            *_mix({"reading": 2, "unknown": 0.3, "quick": 0.4, "greeting": 0.4}).shares,
         )
     ),
 }

@@ -1,5 +1,6 @@
-"""calc-tool: arithmetic by calls of the calculator, one operation a call, and the result as the answer."""
+"""calc-tool: arithmetic by calls of the calculator, one for each sum of the question, and the results as the answer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pelagos.common.fields import setting
@@ -43,50 +44,56 @@ ASK = Phrases(
 
 @dataclass(frozen=True, kw_only=True)
 class CalcToolKnobs(Knobs):
-    num_calls: Span = setting((1, 3), help="operations, each a call on the result of the one before", low=1, high=8)
+    num_calls: Span = setting((1, 3), help="sums of a question, each a call, all side by side", low=1, high=8)
+    num_operations: Span = setting((1, 3), help="operations of a sum", low=1, high=8)
     num_questions: Span = setting((1, 1), help="questions of a conversation, one after the other", low=1, high=16)
     num_digits: Span = setting((1, 4), help="digits of the numbers in the question", low=1, high=9)
 
 
 def build(draw: Draw, knobs: CalcToolKnobs) -> Item:
-    """In training no number of four or more digits is from the test side; a test question is whole from that side."""
-    asked = [_split_question(draw, knobs) for _ in range(draw.size(knobs.num_questions))]
-    exchanges = tuple(
-        Exchange(
-            question=draw.question(ASK).format(what=what),
-            answer=(answer := steps[-1].results[0]),
-            reasoning=f"The result is {answer}.",
-            steps=tuple(steps),
+    """In training no number of four or more digits is from the test side; a test sum is whole from that side."""
+    exchanges: list[Exchange] = []
+    keys: list[str] = []
+    for _ in range(draw.size(knobs.num_questions)):
+        sums = [_split_sum(draw, knobs) for _ in range(draw.size(knobs.num_calls))]
+        keys = [asked for asked, _, _ in sums]
+        results = tuple(result for _, _, result in sums)
+        calls = tuple(Call(name="calculator", arguments={"expression": expression}) for _, expression, _ in sums)
+        reasoning = f"I compute {_joined([expression for _, expression, _ in sums])}."
+        exchanges.append(
+            Exchange(
+                question=draw.question(ASK).format(what=_joined(keys)),
+                answer=_joined(results),
+                reasoning=f"The result is {_joined(results)}.",
+                steps=(Step(calls=calls, results=results, reasoning=reasoning),),
+            )
         )
-        for what, steps in asked
-    )
-    return Item(exchanges=exchanges, grader="calls", tools=("calculator",), metadata={"keys": [asked[-1][0]]})
+    return Item(exchanges=tuple(exchanges), grader="calls", tools=("calculator",), metadata={"keys": keys})
 
 
-def _split_question(draw: Draw, knobs: CalcToolKnobs) -> tuple[str, list[Step]]:
-    num_calls = draw.size(knobs.num_calls)
+def _joined(parts: Sequence[str]) -> str:
+    """``1``, ``1 and 2``, ``1, 2 and 3``."""
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+
+
+def _split_sum(draw: Draw, knobs: CalcToolKnobs) -> tuple[str, str, str]:
+    """A sum as it is asked, as it is computed, and its result, all from the draw's side of the split."""
     while True:
-        what, steps = _question(draw, knobs, num_calls)
-        numbers = [int(result) for step in steps for result in step.results]
-        if is_held_out(what) == draw.held_out and (draw.held_out or all(map(may_train, numbers))):
-            return what, steps
+        asked, expression = _sum(draw, knobs, draw.size(knobs.num_operations))
+        result = run_tool("calculator", {"expression": expression})
+        if is_held_out(asked) == draw.held_out and (draw.held_out or may_train(int(result))):
+            return asked, expression, result
 
 
-def _question(draw: Draw, knobs: CalcToolKnobs, num_calls: int) -> tuple[str, list[Step]]:
-    number = draw.number(draw.size(knobs.num_digits))
-    asked = result = str(number)
-    in_words = draw.rng.random() < 0.25
-    steps = []
-    for i in range(num_calls):
-        operator = draw.rng.choice(list(OPERATORS))
-        other = draw.number(draw.size(knobs.num_digits))
-        left = f"({asked})" if i > 0 and operator == "*" else asked
-        asked = f"{left} {OPERATORS[operator] if in_words and num_calls == 1 else operator} {other}"
-        expression = f"{result} {operator} {other}"
-        call = Call(name="calculator", arguments={"expression": expression})
-        result = run_tool(call.name, call.arguments)
-        steps.append(Step(calls=(call,), results=(result,), reasoning=f"I compute {expression}."))
-    return asked, steps
+def _sum(draw: Draw, knobs: CalcToolKnobs, num_operations: int) -> tuple[str, str]:
+    """Operations from left to right, now and then with brackets around what stands so far."""
+    expression = str(draw.number(draw.size(knobs.num_digits)))
+    for i in range(num_operations):
+        left = f"({expression})" if i > 0 and draw.rng.random() < 0.3 else expression
+        expression = f"{left} {draw.rng.choice(list(OPERATORS))} {draw.number(draw.size(knobs.num_digits))}"
+    if draw.rng.random() < 0.75:
+        return expression, expression
+    return " ".join(OPERATORS.get(part, part) for part in expression.split(" ")), expression
 
 
 CALC_TOOL = Task(

@@ -1,4 +1,4 @@
-"""chain: a is b, b is c, c is a value; ask for a."""
+"""chain: a is b, b is c, c is a value; ask for a. Of several chains each is asked for."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -52,7 +52,7 @@ def build(draw: Draw, knobs: ChainKnobs) -> Item:
     num_hops = draw.size(knobs.num_hops)
     num_chains = 1 + draw.size(knobs.num_others)
     keys = draw.distinct(num_chains * (num_hops + 1))
-    tell = draw.phrase(TELL)
+    tell = draw.statement(TELL)
     pieces = []
     chains = []
     for chain in (keys[i::num_chains] for i in range(num_chains)):
@@ -64,15 +64,18 @@ def build(draw: Draw, knobs: ChainKnobs) -> Item:
             Piece(text=tell.format(key=key, value=value), depth=depth)
             for (key, value), depth in zip(pairwise(links), depths, strict=True)
         ]
-    asked = chains[0]
-    exchange = Exchange(
-        question=draw.question(ASK).format(key=asked[0]),
-        answer=asked[-1],
-        reasoning=", ".join(f"{key} is {value}" for key, value in pairwise(asked)) + ".",
-        cue=f"So in the end {asked[0]} is",
-        lead=f"So in the end {asked[0]} is",
+    exchanges = tuple(
+        Exchange(
+            question=draw.question(ASK).format(key=links[0]),
+            answer=links[-1],
+            reasoning=", ".join(f"{key} is {value}" for key, value in pairwise(links)) + ".",
+            cue=f"So in the end {links[0]} is",
+            lead=f"So in the end {links[0]} is",
+        )
+        for links in reversed(chains)
     )
-    return Item(pieces=tuple(pieces), exchanges=(exchange,), metadata={"keys": [asked[0], asked[-1]], "hops": num_hops})
+    metadata = {"keys": [chains[0][0], chains[0][-1]], "hops": num_hops}
+    return Item(pieces=tuple(pieces), exchanges=exchanges, metadata=metadata)
 
 
 CHAIN = Task(name="chain", summary="a variable defined by others", knobs=ChainKnobs, build=build, phrases=(TELL, ASK))

@@ -8,7 +8,7 @@ from pelagos.training.tasks.task import Task
 from pelagos.training.tasks.words import Phrases
 
 HELLO = Phrases(
-    training=("Hello!", "Hi", "Hi there!", "Hey", "Good morning!", "Good evening.", "hello", "Hello, how are you?"),
+    training=("Hello!", "Hi", "Hi there!", "Hey", "Good morning!", "Good evening.", "hello", "Hello, how are you?", "hi", "Hey!", "Good day!", "Hello there."),
     held_out=("Good afternoon!", "Hey there"),
 )
 NAMED = Phrases(
@@ -34,6 +34,14 @@ WHO = Phrases(
         "Please introduce yourself.",
         "Which model are you?",
         "Say something about yourself.",
+        "How should I address you?",
+        "What do people call you?",
+        "Are you a robot?",
+        "Is this a machine?",
+        "Am I speaking with a person?",
+        "Do you have a name?",
+        "Who am I talking to?",
+        "what are you",
     ),
     held_out=("What should I call you?", "Am I talking to a machine?"),
 )
@@ -47,6 +55,14 @@ CAN = Phrases(
         "Tell me what you can do.",
         "What are you for?",
         "Help",
+        "Show me what you can do.",
+        "What do you know how to do?",
+        "Tell me a little about what you can do.",
+        "What are you able to do?",
+        "What are you made for?",
+        "What are you best for?",
+        "What can I use you for?",
+        "Do you have any skills?",
     ),
     held_out=("Give me an idea of what you can do.", "What do you do best?"),
 )
@@ -64,7 +80,7 @@ THANKS = Phrases(
     held_out=("Thanks so much!", "Good, thank you."),
 )
 BYE = Phrases(
-    training=("Bye", "Goodbye!", "See you.", "Bye bye!", "See you later!", "Good night.", "I have to go.", "Farewell."),
+    training=("Bye", "Goodbye!", "See you.", "Bye bye!", "See you later!", "Good night.", "I have to go.", "Farewell.", "bye", "Until next time!", "See you soon.", "I am leaving now."),
     held_out=("So long!", "See you tomorrow."),
 )
 REPLIES = {

@@ -84,16 +84,33 @@ class Draw:
         return phrases.pick(self.rng, self.held_out)
 
     def question(self, phrases: words.Phrases) -> str:
-        """A phrase that asks, in training often with something before or behind it that does not matter: so that what
-        is asked for is found wherever it stands."""
-        asked = self.phrase(phrases)
-        if not self.held_out and self.rng.random() < 0.5:
-            opening = self.rng.choice(words.OPENINGS)
-            goes_on = opening.endswith(",") and not asked.startswith(("{", "I "))
-            asked = f"{opening} {asked[0].lower() + asked[1:] if goes_on else asked}"
-        if not self.held_out and self.rng.random() < 0.15:
+        """A phrase that asks, in training often with something before or behind it that does not matter, or with
+        another word in it: so that what is asked for is found wherever it stands and however the rest is worded."""
+        if self.held_out:
+            return self.phrase(phrases)
+        asked = self._reworded(self.phrase(phrases))
+        if self.rng.random() < 0.5:
+            asked = _behind(self.rng.choice(words.OPENINGS), asked)
+        if self.rng.random() < 0.15:
             asked = f"{asked} {self.rng.choice(words.CLOSINGS)}"
         return asked
+
+    def statement(self, phrases: words.Phrases) -> str:
+        """A phrase that tells a fact, in training varied as ``question`` varies."""
+        if self.held_out:
+            return self.phrase(phrases)
+        told = self._reworded(self.phrase(phrases))
+        return _behind(self.rng.choice(words.STATEMENT_OPENINGS), told) if self.rng.random() < 0.3 else told
+
+    def _reworded(self, phrase: str) -> str:
+        """In three of ten cases one word of the phrase is any other word."""
+        parts = phrase.split(" ")
+        plain = [i for i, part in enumerate(parts) if part.isalpha()]
+        if plain and self.rng.random() < 0.3:
+            i = self.rng.choice(plain)
+            other = self.words(1)
+            parts[i] = words.capital(other) if parts[i][0].isupper() else other
+        return " ".join(parts)
 
     def words(self, count: int) -> str:
         """So many words with spaces between."""
@@ -114,16 +131,33 @@ class Draw:
         return words.name(self.rng, self.held_out)
 
     def names(self, count: int) -> list[str]:
-        found: dict[str, None] = {}
-        while len(found) < count:
-            found[self.name()] = None
-        return list(found)
+        return _different(count, self.name)
+
+    def distinct_spelled(self, count: int) -> list[str]:
+        return _different(count, self.spelled)
 
     def number(self, num_digits: int) -> int:
         return words.number(self.rng, num_digits, self.held_out)
+
+    def spelled(self) -> str:
+        """A name or a number of 4 to 7 digits: of several tokens each, which have to be copied one after the other."""
+        return self.name() if self.rng.random() < 0.5 else str(self.number(self.rng.randint(4, 7)))
 
     def value(self, num_tokens: int) -> str:
         """So many words, or from four tokens on as likely a number of so many digits."""
         if num_tokens >= words.MIN_SPLIT_DIGITS and self.rng.random() < 0.5:
             return str(self.number(num_tokens))
         return self.words(num_tokens)
+
+
+def _different(count: int, draw: Callable[[], str]) -> list[str]:
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found[draw()] = None
+    return list(found)
+
+
+def _behind(opening: str, phrase: str) -> str:
+    """A phrase behind an opening; one that the opening goes on into starts with a small letter."""
+    goes_on = opening[-1] not in ".:" and not phrase.startswith(("{", "I "))
+    return f"{opening} {phrase[0].lower() + phrase[1:] if goes_on else phrase}"

@@ -48,12 +48,17 @@ class KvKnobs(Knobs):
     num_pairs: Span = setting((4, 32), help="pairs in the list", low=1, high=4096)
     key_words: Span = setting((1, 3), help="words of a key, each a token where the vocabulary has it", low=1, high=3)
     value_words: Span = setting((1, 4), help="words of a value; four may be a number instead", low=1, high=4)
+    spelled_share: float = setting(
+        0.0, help="share of lists whose keys, and of values that, are names or numbers of several tokens", low=0, high=1
+    )
     num_queries: Span = setting((1, 4), help="questions per sample", low=1, high=64)
 
 
 def build(draw: Draw, knobs: KvKnobs) -> Item:
-    keys = draw.distinct(draw.size(knobs.num_pairs), knobs.key_words)
-    values = [draw.value(draw.size(knobs.value_words)) for _ in keys]
+    num_pairs = draw.size(knobs.num_pairs)
+    spelled = draw.rng.random() < knobs.spelled_share
+    keys = draw.distinct_spelled(num_pairs) if spelled else draw.distinct(num_pairs, knobs.key_words)
+    values = [_value(draw, knobs) for _ in keys]
     pairs = dict(zip(keys, values, strict=True))
     asked = draw.rng.sample(keys, min(len(keys), draw.size(knobs.num_queries)))
     exchanges = tuple(
@@ -72,6 +77,12 @@ def build(draw: Draw, knobs: KvKnobs) -> Item:
         exchanges=exchanges,
         metadata={"keys": [asked[-1], pairs[asked[-1]]], "num_pairs": len(keys)},
     )
+
+
+def _value(draw: Draw, knobs: KvKnobs) -> str:
+    if draw.rng.random() < knobs.spelled_share:
+        return draw.spelled()
+    return draw.value(draw.size(knobs.value_words))
 
 
 KV = Task(name="kv", summary="values of keys in a list of pairs", knobs=KvKnobs, build=build, phrases=(ASK,))

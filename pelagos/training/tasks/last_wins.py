@@ -1,4 +1,4 @@
-"""last-wins: a variable is set several times; its last value counts."""
+"""last-wins: variables are set several times; the last value of each counts."""
 
 from dataclasses import dataclass
 
@@ -51,23 +51,26 @@ class LastWinsKnobs(Knobs):
 
 def build(draw: Draw, knobs: LastWinsKnobs) -> Item:
     keys = draw.distinct(1 + draw.size(knobs.num_others))
-    tell = draw.phrase(TELL)
+    tell = draw.statement(TELL)
     pieces: list[Piece] = []
-    value = ""
-    for key in reversed(keys):  # the one asked for comes last, so that its last update is the last of equal depth
+    values: dict[str, str] = {}
+    for key in reversed(keys):  # the one asked for last comes last, so that its last update is the last of equal depth
         last = draw.depth if key == keys[0] else draw.rng.random()
         depths = [last * draw.rng.random() for _ in range(draw.size(knobs.num_updates) - 1)]
         for depth in [*sorted(depths), last]:
-            value = draw.words(draw.size(knobs.value_words))
-            pieces.append(Piece(text=tell.format(key=key, value=value), depth=depth))
-    exchange = Exchange(
-        question=draw.question(ASK).format(key=keys[0]),
-        answer=value,
-        reasoning=f"The last line about {keys[0]} says {value}.",
-        cue=f"At the end {keys[0]} is",
-        lead=f"At the end {keys[0]} is",
+            values[key] = draw.words(draw.size(knobs.value_words))
+            pieces.append(Piece(text=tell.format(key=key, value=values[key]), depth=depth))
+    exchanges = tuple(
+        Exchange(
+            question=draw.question(ASK).format(key=key),
+            answer=value,
+            reasoning=f"The last line about {key} says {value}.",
+            cue=f"At the end {key} is",
+            lead=f"At the end {key} is",
+        )
+        for key, value in values.items()
     )
-    return Item(pieces=tuple(pieces), exchanges=(exchange,), metadata={"keys": [keys[0], value]})
+    return Item(pieces=tuple(pieces), exchanges=exchanges, metadata={"keys": [keys[0], values[keys[0]]]})
 
 
 LAST_WINS = Task(

@@ -34,24 +34,28 @@ ASK = Phrases(
 @dataclass(frozen=True, kw_only=True)
 class ListIndexKnobs(Knobs):
     num_lines: Span = setting((5, 60), help="lines of the list", low=1, high=4096)
+    num_queries: Span = setting((1, 4), help="questions per sample", low=1, high=64)
     line_words: Span = setting((2, 5), help="words of a line", low=1, high=16)
 
 
 def build(draw: Draw, knobs: ListIndexKnobs) -> Item:
     lines = [draw.words(draw.size(knobs.line_words)) for _ in range(draw.size(knobs.num_lines))]
-    place = draw.rng.randrange(len(lines))
-    exchange = Exchange(
-        question=draw.question(ASK).format(n=place + 1),
-        answer=lines[place],
-        reasoning=f"Line {place + 1} is: {lines[place]}",
-        cue=f"{place + 1}.",
-        lead=f"{place + 1}.",
+    places = draw.rng.sample(range(len(lines)), min(len(lines), draw.size(knobs.num_queries)))
+    exchanges = tuple(
+        Exchange(
+            question=draw.question(ASK).format(n=place + 1),
+            answer=lines[place],
+            reasoning=f"Line {place + 1} is: {lines[place]}",
+            cue=f"{place + 1}.",
+            lead=f"{place + 1}.",
+        )
+        for place in places
     )
     text = "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1))
     return Item(
         pieces=(Piece(text=text, depth=draw.depth),),
-        exchanges=(exchange,),
-        metadata={"keys": lines[place].split(), "num_lines": len(lines)},
+        exchanges=exchanges,
+        metadata={"keys": lines[places[-1]].split(), "num_lines": len(lines)},
     )
 
 

@@ -35,6 +35,12 @@ TELL = Phrases(
         "{value} was chosen as the {thing} of {name}.",
         "Please note the {thing} of {name}: {value}.",
         "Nobody but {name} knows that the {thing} is {value}.",
+        "To {name} they gave {value} as the {thing}.",
+        "{value}: that is the {thing} of {name}.",
+        "What {name} keeps as the {thing} is {value}.",
+        "As a {thing} {name} took {value}.",
+        "The {thing} {value} was made for {name}.",
+        "With {name}, {value} is the {thing}.",
     ),
     held_out=("As everybody knows, {name} has {value} as the {thing}.", "The {thing} belonging to {name} is {value}."),
 )
@@ -77,7 +83,7 @@ def build(draw: Draw, knobs: NeedleKnobs) -> Item:
     facts = [{"name": name, "thing": draw.rng.choice(THINGS), "value": _value(draw, knobs)} for name in names]
     # The last question is for the fact at the depth that was asked for.
     depths = [*(draw.rng.random() for _ in facts[1:]), draw.depth]
-    pieces = [Piece(text=draw.phrase(TELL).format(**f), depth=d) for f, d in zip(facts, depths, strict=True)]
+    pieces = [Piece(text=draw.statement(TELL).format(**f), depth=d) for f, d in zip(facts, depths, strict=True)]
     exchanges = tuple(
         Exchange(
             question=draw.question(ASK).format(**fact),

@@ -54,6 +54,7 @@ ASK = Phrases(
 @dataclass(frozen=True, kw_only=True)
 class ReadingKnobs(Knobs):
     num_people: Span = setting((1, 8), help="people in the text, each with their own paragraph", low=1, high=256)
+    num_queries: Span = setting((1, 4), help="questions per sample", low=1, high=64)
     num_facts: Span = setting((2, 5), help="facts about each of them", low=1, high=5)
 
 
@@ -62,19 +63,21 @@ def build(draw: Draw, knobs: ReadingKnobs) -> Item:
     for name in draw.names(draw.size(knobs.num_people)):
         attributes = draw.rng.sample(list(FACTS), draw.size(knobs.num_facts))
         people[name] = {attribute: _fact(draw, name, attribute, i == 0) for i, attribute in enumerate(attributes)}
-    name = draw.rng.choice(list(people))
-    attribute = draw.rng.choice(list(people[name]))
-    value, sentence = people[name][attribute]
-    exchange = Exchange(
-        question=draw.question(ASK).format(attribute=attribute, name=name),
-        answer=value,
-        reasoning=f"About {name} the text says: {sentence}",
+    told = [(name, attribute) for name, facts in people.items() for attribute in facts]
+    asked = draw.rng.sample(told, min(len(told), draw.size(knobs.num_queries)))
+    exchanges = tuple(
+        Exchange(
+            question=draw.question(ASK).format(attribute=attribute, name=name),
+            answer=people[name][attribute][0],
+            reasoning=f"About {name} the text says: {people[name][attribute][1]}",
+        )
+        for name, attribute in asked
     )
     text = "\n".join(" ".join(sentence for _, sentence in facts.values()) for facts in people.values())
     return Item(
         pieces=(Piece(text=text, depth=draw.depth),),
-        exchanges=(exchange,),
-        metadata={"keys": [name], "attribute": attribute},
+        exchanges=exchanges,
+        metadata={"keys": [asked[-1][0]], "attribute": asked[-1][1]},
     )
 
 

@@ -31,6 +31,10 @@ PUT = Phrases(
         "From now on the {thing} of {name} is {value}.",
         "{name} has a {thing}: {value}. Save that.",
         "Take {value} as the {thing} of {name}.",
+        "{value} is what I want as the {thing} of {name}.",
+        "Keep {value} for me: it belongs to {name} as the {thing}.",
+        "Bear in mind that {name} has {value} as the {thing}.",
+        "Here is {value}, the new {thing} for {name}.",
     ),
     held_out=("Write down that {name} has the {thing} {value}.", "Do not forget {value}, it is the {thing} of {name}."),
 )

@@ -25,20 +25,20 @@ def _kv(draw: Draw) -> tuple[Item, str, str, str | None]:
     told = kv.build(draw, kv.KvKnobs())
     text = told.pieces[0].text
     key = next(key for key in iter(lambda: draw.words(1), None) if f"- {key}:" not in text)
-    return told, draw.phrase(kv.ASK).format(key=key), key, f"- {key}:"
+    return told, draw.question(kv.ASK).format(key=key), key, f"- {key}:"
 
 
 def _needle(draw: Draw) -> tuple[Item, str, str, str | None]:
     told = needle.build(draw, needle.NeedleKnobs())
     name = _new_name(draw, told)
     thing = draw.rng.choice(needle.THINGS)
-    return told, draw.phrase(needle.ASK).format(name=name, thing=thing), name, f"The {thing} of {name} is"
+    return told, draw.question(needle.ASK).format(name=name, thing=thing), name, f"The {thing} of {name} is"
 
 
 def _reading(draw: Draw) -> tuple[Item, str, str, str | None]:
     told = reading.build(draw, reading.ReadingKnobs())
     name = _new_name(draw, told)
-    return told, draw.phrase(reading.ASK).format(name=name, attribute=draw.rng.choice(list(reading.FACTS))), name, None
+    return told, draw.question(reading.ASK).format(name=name, attribute=draw.rng.choice(list(reading.FACTS))), name, None
 
 
 def _new_name(draw: Draw, told: Item) -> str:

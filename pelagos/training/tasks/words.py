@@ -71,6 +71,20 @@ OPENINGS = (
     "With all that in mind,",
     "After reading this,",
 )
+STATEMENT_OPENINGS = (
+    "As you may have heard,",
+    "In case you wonder,",
+    "For the record:",
+    "A short note:",
+    "It is true that",
+    "Nobody doubts that",
+    "Someone told me that",
+    "Do not ask me why, but",
+    "Here is a fact:",
+    "So far",
+    "They agree that",
+    "Since last week",
+)
 CLOSINGS = (
     "Thank you.",
     "Be brief.",

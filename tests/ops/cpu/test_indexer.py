@@ -1,5 +1,7 @@
 """Native index scores and choices against the reference, on packed and paged rows, and against themselves."""
 
+from typing import Any
+
 import pytest
 import torch
 from rowwise_checks import check_contract, needs_native, noise, same_everywhere
@@ -67,6 +69,44 @@ def test_packed_rows_in_scattered_pages(row_format: RowFormat) -> None:
 
     assert torch.equal(same_everywhere(lambda: run(0, 37))[0], expected)
     assert all(torch.equal(run(i, i + 1)[0], expected[i]) for i in range(37))
+
+
+@pytest.mark.parametrize("size", [32, 64, 128, 256])
+@pytest.mark.parametrize("heads", [1, 4, 13, 64])
+def test_codes_have_the_scores_of_their_numbers(size: int, heads: int) -> None:
+    """Scores in integers and scores in float32: the same bits, wherever the scales of a row's blocks lie."""
+    num_rows, layout = 203, row_layout(RowFormat.INDEX_FP4, size)
+    scales = 2.0 ** torch.randint(-12, 13, (num_rows, size // 32), generator=torch.Generator().manual_seed(size))
+    packed = store_rows(layout, noise(num_rows, size) * scales.repeat_interleave(32, 1))
+    q, weights = round_index(noise(5, heads, size, seed=1)), noise(5, heads, seed=2)
+    q[3, 0, :32] = 0.0
+    expected = index_scores(q, weights, load_rows(layout, packed))
+    assert torch.equal(same_everywhere(lambda: _scores_of_packed(layout, packed, q, weights))[0], expected)
+    q[2, 0, 0] += 0.3  # not a number that FP4 has
+    expected = index_scores(q, weights, load_rows(layout, packed))
+    assert torch.equal(same_everywhere(lambda: _scores_of_packed(layout, packed, q, weights))[0], expected)
+
+
+def _scores_of_packed(layout: Any, packed: torch.Tensor, q: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    stride = -(-len(packed) // 16) * 16
+    scores, visible = torch.empty(len(q), stride), torch.full((len(q),), len(packed))
+    inputs = [t.data_ptr() for t in (packed, q, weights, visible)]
+    kernels().index_scores(layout, *inputs, len(q), q.shape[1], scores.data_ptr(), stride)
+    return scores[:, : len(packed)]
+
+
+@pytest.mark.parametrize("num_kinds", [1, 3, 40])
+def test_equal_rows_among_many(num_kinds: int) -> None:
+    """Far more rows than are kept, most of them equal to others; no number and infinite scores among them."""
+    rows = noise(num_kinds, 32)[torch.randint(0, num_kinds, (3001,), generator=torch.Generator().manual_seed(4))]
+    q, weights = noise(7, 4, 32, seed=1), noise(7, 4, seed=2)
+    weights[1] = torch.nan
+    weights[2] = -1.0
+    weights[3] = torch.inf
+    visible = torch.tensor([3001, 3001, 2990, 3001, 129, 1000, 17])
+    for k in (1, 8, 64, 187, 188, 3000):
+        expected = reference.choose_rows(q, weights, rows, visible, k)
+        assert torch.equal(choose_rows(q, weights, rows, visible, k), expected)
 
 
 def test_wrong_arguments() -> None:
