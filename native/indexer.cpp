@@ -81,16 +81,29 @@ struct EveryKey {
     }
 };
 
-// Those of the blocks of 16 whose best score is not below a limit.
-struct BestKeys {
-    const float *scores, *best;
-    int64_t num;
-    uint32_t limit;
+// Keys of some rows, ascending.
+struct FewKeys {
+    static constexpr int64_t MOST = 4096;
+    int64_t num = 0;
+    int32_t rows[MOST];
+    uint32_t keys[MOST];
+
+    // All that are not below a limit. False: they are too many.
+    bool take(const float* scores, const float* best, int64_t num_scores, uint32_t limit) {
+        for (int64_t first = 0; first < num_scores; first += LANES) {
+            if (key_of(best[first / LANES]) < limit) continue;
+            if (num + LANES > MOST) return false;
+            for (int64_t row = first; row < std::min(first + LANES, num_scores); row++) {
+                rows[num] = int32_t(row);
+                keys[num] = key_of(scores[row]);
+                num += keys[num] >= limit;
+            }
+        }
+        return true;
+    }
     template <class Visit>
     void visit(const Visit& f) const {
-        for (int64_t first = 0; first < num; first += LANES)
-            if (key_of(best[first / LANES]) >= limit) EveryKey{scores + first, std::min<int64_t>(LANES, num - first)}.visit(
-                [&](int64_t i, uint32_t key) { f(first + i, key); });
+        for (int64_t i = 0; i < num; i++) f(rows[i], keys[i]);
     }
 };
 
@@ -98,10 +111,10 @@ struct BestKeys {
 template <class Keys>
 uint32_t threshold(const Keys& keys, int64_t k, int64_t* num_larger) {
     uint32_t prefix = 0, known = 0;
-    int64_t above = 0;
+    int64_t above = 0;  // keys that are larger than all with this prefix
     for (int shift : {21, 10, 0}) {
         uint32_t mask = shift == 0 ? 0x3ffu : 0x7ffu;
-        int64_t counts[2048] = {};
+        int32_t counts[2048] = {};
         keys.visit([&](int64_t, uint32_t key) {
             if ((key & known) == prefix) counts[key >> shift & mask]++;
         });
@@ -134,10 +147,13 @@ int32_t choose_best(const float* scores, const float* best, int64_t num, int64_t
     const int64_t num_blocks = (num + LANES - 1) / LANES;
     if (best && num_blocks > k) {  // k blocks have a best score that is not below this limit, so at least k scores are not
         int64_t num_larger;
-        choose_keys(BestKeys{scores, best, num, threshold(EveryKey{best, num_blocks}, k, &num_larger)}, k, chosen);
-    } else {
-        choose_keys(EveryKey{scores, num}, k, chosen);
+        FewKeys few;
+        if (few.take(scores, best, num, threshold(EveryKey{best, num_blocks}, k, &num_larger))) {
+            choose_keys(few, k, chosen);
+            return int32_t(k);
+        }
     }
+    choose_keys(EveryKey{scores, num}, k, chosen);
     return int32_t(k);
 }
 

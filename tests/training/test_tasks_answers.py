@@ -110,12 +110,14 @@ SOLVERS: dict[str, Callable[[str, str], str]] = {
 }
 
 
+@pytest.mark.usefixtures("plain_wording")
 @pytest.mark.parametrize("name", SOLVERS)
 def test_the_answer_follows_from_the_text(name: str) -> None:
     for sample in samples(name, 30, chat_share=1, target_tokens=(1500, 2500)):
         assert SOLVERS[name](*text_and_question(sample)) == sample.answer
 
 
+@pytest.mark.usefixtures("plain_wording")
 def test_the_fact_of_a_needle_is_the_only_one_about_its_name() -> None:
     for sample in samples("needle", 60, chat_share=1, target_tokens=(600, 900)):
         line = solve_needle(*text_and_question(sample))
@@ -155,16 +157,18 @@ def test_unknown_things_are_not_told() -> None:
 
 def test_calculator_answers() -> None:
     spoken = {"plus": "+", "minus": "-", "times": "*"}
+    numbers = set()
     for sample in samples("calc-tool", 150):
-        [what] = sample.metadata["keys"]
-        assert what in text_and_question(sample)[1]
-        formula = " ".join(spoken.get(word, word) for word in what.split())
-        assert re.fullmatch(r"[-+*() 0-9]+", formula)
-        assert str(eval(formula)) == sample.answer
-        calls = expected_calls(sample)
-        results = [turn.text for turn in sample.turns if turn.role == "tool"]
-        assert [str(eval(call.arguments["expression"])) for call in calls] == results
-        assert results[-1] == sample.answer
+        sums = sample.metadata["keys"]
+        assert all(asked in text_and_question(sample)[1] for asked in sums)
+        formulas = [" ".join(spoken.get(word, word) for word in asked.split()) for asked in sums]
+        assert all(re.fullmatch(r"[-+*() 0-9]+", formula) for formula in formulas)
+        results = [str(eval(formula)) for formula in formulas]
+        assert sample.answer == {1: "{}", 2: "{} and {}", 3: "{}, {} and {}"}[len(sums)].format(*results)
+        assert [call.arguments["expression"] for call in expected_calls(sample)] == formulas
+        assert [turn.text for turn in sample.turns if turn.role == "tool"] == results
+        numbers.add(len(sums))
+    assert numbers == {1, 2, 3}
 
 
 def test_store_answers() -> None:

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from task_cases import haystack, make, official, samples, tiny
 
 from pelagos.common.errors import ConfigError, UsageError
-from pelagos.training.tasks import TASKS, Knobs, Sample, TaskMix, TaskShare, is_held_out
+from pelagos.training.tasks import TASKS, Knobs, Sample, TaskMix, TaskShare, is_held_out, kv, needle
 from pelagos.training.tasks.calc_tool import CalcToolKnobs
+from pelagos.training.tasks.item import Draw
 from pelagos.training.tasks.knobs import draw_depth, draw_size
 from pelagos.training.tasks.kv import KvKnobs
 from pelagos.training.tasks.needle import NeedleKnobs
-from pelagos.training.tasks.words import CLOSINGS, OPENINGS, word_pool
+from pelagos.training.tasks.words import CLOSINGS, OPENINGS, STATEMENT_OPENINGS, word_pool
 
 NUMBERS = re.compile(r"\d{4,}")
 
@@ -124,7 +125,8 @@ def test_no_held_out_key_in_training(name: str) -> None:
 @pytest.mark.parametrize("name", ["kv", "list-index", "copy", "reverse", "code-recall", "chain", "last-wins"])
 def test_no_held_out_word_among_the_facts_of_training(name: str) -> None:
     wording = {word for phrases in TASKS[name].phrases for text in phrases.training for word in text.split()}
-    wording |= {"Row", "def", "return"}
+    wording |= {"Row", "def", "return", *re.findall("[A-Za-z]+", " ".join(STATEMENT_OPENINGS))}
+    wording |= {word[0].lower() + word[1:] for word in wording}
     facts = [sample.segments[0].text for sample in samples(name, 300, chat_share=0)]
     words = {word for text in facts for word in re.findall(r"[A-Za-z]+", text)} - wording
     assert len(words) > 100
@@ -133,7 +135,7 @@ def test_no_held_out_word_among_the_facts_of_training(name: str) -> None:
 
 # What the fields of phrases may be: narrow, so that a phrase that is little more than its field matches no other.
 FIELDS = {
-    "what": r"[\d+*() -]+|\d+ (plus|minus|times) -?\d+",
+    "what": r"(?:[\d+*(), -]|plus|minus|times|and)+",
     "name": r"[A-Z][a-z]+|\w+_\w+",
     "values": r"\w+ = \d+(, \w+ = \d+)*",
     "place": r"[A-Z][a-z]+",
@@ -159,6 +161,7 @@ def bare(asked: str) -> str:
     return asked
 
 
+@pytest.mark.usefixtures("plain_wording")
 @pytest.mark.parametrize("name", TASKS)
 def test_wording_is_split_too(name: str) -> None:
     phrases = TASKS[name].phrases
@@ -172,6 +175,23 @@ def test_wording_is_split_too(name: str) -> None:
             forms = {asked, asked[0].upper() + asked[1:]}  # behind an opening that goes on its first letter is small
             assert any(pattern.fullmatch(form) for pattern in patterns[side] for form in forms), asked
             assert not any(pattern.fullmatch(asked) for pattern in patterns[not side]), asked
+
+
+def test_a_word_of_a_question_or_fact_may_be_another_in_training_alone() -> None:
+    """One at most, so that it can be told still what is meant."""
+    phrases = kv.ASK.training
+    pool = word_pool(official(), False)
+    draws = [Draw(rng=random.Random(i), held_out=False, depth=0.5, pool=pool) for i in range(300)]
+    changes = []
+    for draw in draws:
+        asked = bare(draw.question(kv.ASK)).split(" ")
+        asked[0] = asked[0][:1].upper() + asked[0][1:]
+        same_length = [text.split(" ") for text in phrases if len(text.split(" ")) == len(asked)]
+        changes.append(min(sum(a != b for a, b in zip(asked, text, strict=True)) for text in same_length))
+    assert set(changes) == {0, 1}
+    assert 40 < sum(changes) < 140
+    held_out = [Draw(rng=random.Random(i), held_out=True, depth=0.5, pool=()) for i in range(60)]
+    assert {draw.statement(needle.TELL) for draw in held_out} == {*needle.TELL.held_out}
 
 
 def test_questions_stand_anywhere_in_training_alone() -> None:
@@ -248,7 +268,17 @@ def test_knobs_set_the_sizes() -> None:
     for sample in samples("kv", 40, num_pairs=(3, 6)):
         assert 3 <= sample.metadata["num_pairs"] <= 6
     for sample in samples("calc-tool", 40, num_calls=(3, 3)):
-        assert len([turn for turn in sample.turns if turn.calls]) == 3
+        assert [len(turn.calls) for turn in sample.turns if turn.calls] == [3]
+    for sample in samples("calc-tool", 40, num_operations=(4, 4), num_questions=(2, 2)):
+        assert all(len(re.findall(r" ([-+*]|plus|minus|times) ", asked)) == 4 for asked in sample.metadata["keys"])
+        assert len([turn for turn in sample.turns if turn.calls]) == 2
+    for sample in samples("kv", 40, spelled_share=1, chat_share=0):
+        keys = [re.fullmatch(r"- (\w+): (\w+)", line) for line in sample.segments[0].text.splitlines()]
+        assert all(part[0].isupper() or part.isdigit() for key in keys if key for part in key.groups())
+        assert None not in keys
+    for name in ("list-index", "reading", "last-wins", "chain"):
+        numbers = {sum(segment.answer for segment in sample.segments) for sample in samples(name, 60, chat_share=0)}
+        assert len(numbers) > 1
     for sample in samples("chain", 40, num_hops=(1, 2)):
         assert 1 <= sample.metadata["hops"] <= 2
     assert all(sample.thinking for sample in samples("needle", 20, chat_share=1, thinking_share=1))

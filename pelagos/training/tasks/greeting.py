@@ -8,7 +8,20 @@ from pelagos.training.tasks.task import Task
 from pelagos.training.tasks.words import Phrases
 
 HELLO = Phrases(
-    training=("Hello!", "Hi", "Hi there!", "Hey", "Good morning!", "Good evening.", "hello", "Hello, how are you?", "hi", "Hey!", "Good day!", "Hello there."),
+    training=(
+        "Hello!",
+        "Hi",
+        "Hi there!",
+        "Hey",
+        "Good morning!",
+        "Good evening.",
+        "hello",
+        "Hello, how are you?",
+        "hi",
+        "Hey!",
+        "Good day!",
+        "Hello there.",
+    ),
     held_out=("Good afternoon!", "Hey there"),
 )
 NAMED = Phrases(
@@ -80,7 +93,20 @@ THANKS = Phrases(
     held_out=("Thanks so much!", "Good, thank you."),
 )
 BYE = Phrases(
-    training=("Bye", "Goodbye!", "See you.", "Bye bye!", "See you later!", "Good night.", "I have to go.", "Farewell.", "bye", "Until next time!", "See you soon.", "I am leaving now."),
+    training=(
+        "Bye",
+        "Goodbye!",
+        "See you.",
+        "Bye bye!",
+        "See you later!",
+        "Good night.",
+        "I have to go.",
+        "Farewell.",
+        "bye",
+        "Until next time!",
+        "See you soon.",
+        "I am leaving now.",
+    ),
     held_out=("So long!", "See you tomorrow."),
 )
 REPLIES = {

@@ -13,6 +13,9 @@ TextSource: TypeAlias = Callable[[random.Random], str]
 
 UNKNOWN = "I don't know."
 
+# How often training has something before a question, behind it, before a fact, and another word in either.
+OPENED, CLOSED, INTRODUCED, REWORDED = 0.5, 0.15, 0.3, 0.3
+
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
@@ -89,9 +92,9 @@ class Draw:
         if self.held_out:
             return self.phrase(phrases)
         asked = self._reworded(self.phrase(phrases))
-        if self.rng.random() < 0.5:
+        if self.rng.random() < OPENED:
             asked = _behind(self.rng.choice(words.OPENINGS), asked)
-        if self.rng.random() < 0.15:
+        if self.rng.random() < CLOSED:
             asked = f"{asked} {self.rng.choice(words.CLOSINGS)}"
         return asked
 
@@ -100,13 +103,13 @@ class Draw:
         if self.held_out:
             return self.phrase(phrases)
         told = self._reworded(self.phrase(phrases))
-        return _behind(self.rng.choice(words.STATEMENT_OPENINGS), told) if self.rng.random() < 0.3 else told
+        return _behind(self.rng.choice(words.STATEMENT_OPENINGS), told) if self.rng.random() < INTRODUCED else told
 
     def _reworded(self, phrase: str) -> str:
-        """In three of ten cases one word of the phrase is any other word."""
+        """Now and then one word of the phrase is any other word."""
         parts = phrase.split(" ")
         plain = [i for i, part in enumerate(parts) if part.isalpha()]
-        if plain and self.rng.random() < 0.3:
+        if plain and self.rng.random() < REWORDED:
             i = self.rng.choice(plain)
             other = self.words(1)
             parts[i] = words.capital(other) if parts[i][0].isupper() else other

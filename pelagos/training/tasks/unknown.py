@@ -38,7 +38,8 @@ def _needle(draw: Draw) -> tuple[Item, str, str, str | None]:
 def _reading(draw: Draw) -> tuple[Item, str, str, str | None]:
     told = reading.build(draw, reading.ReadingKnobs())
     name = _new_name(draw, told)
-    return told, draw.question(reading.ASK).format(name=name, attribute=draw.rng.choice(list(reading.FACTS))), name, None
+    attribute = draw.rng.choice(list(reading.FACTS))
+    return told, draw.question(reading.ASK).format(name=name, attribute=attribute), name, None
 
 
 def _new_name(draw: Draw, told: Item) -> str:
