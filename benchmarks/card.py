@@ -23,7 +23,7 @@ from pelagos.training.exercises import attempt_all, held_out_exercises, right
 from pelagos.training.task_documents import Passages
 from pelagos.training.tasks import TASKS, Sample
 
-MAX_TOKENS, ANSWER_TOKENS, SIDE_BY_SIDE = 1024, 64, 16
+MAX_TOKENS, ANSWER_TOKENS, SIDE_BY_SIDE = 1024, 160, 16
 PAIRS = ((4, None), (16, None), (4, 256), (4, 1024))
 
 

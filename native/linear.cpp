@@ -15,10 +15,12 @@ namespace {
 
 #if defined(PELAGOS_AVX512)
 constexpr int VECTOR_ROWS[FEW + 1] = {0, 8, 8, 4, 4, 3, 3, 2, 2};  // of w, by rows of x
+constexpr int PLAIN_ROWS[FEW + 1] = {0, 8, 8, 8, 6, 4, 4, 3, 3};   // where no registers are needed for scales and tables
 #else
-constexpr int VECTOR_ROWS[FEW + 1] = {0, 4, 2, 2, 1};
+constexpr int VECTOR_ROWS[FEW + 1] = {0, 4, 2, 2, 1}, PLAIN_ROWS[FEW + 1] = {0, 4, 2, 2, 1};
 #endif
-constexpr int VECTOR_BLOCK = 8;  // rows of w that one thread takes at a time, with few rows of x
+constexpr int MOST_FEW = 3 * FEW;  // rows of x up to which they go through the codes in parts of FEW
+constexpr int VECTOR_BLOCK = 24;  // rows of w that one thread takes at a time, with few rows of x: a multiple of all above
 
 // What makes values of the codes of one row and block.
 template <Format F>
@@ -87,7 +89,7 @@ inline void multiply_codes(const Product& job, int64_t n) {
 
 template <Format F, int T>
 void multiply_vectors(const Product& job, int64_t begin, int64_t end) {
-    constexpr int R = VECTOR_ROWS[T];
+    constexpr int R = HAS_SCALES<F> ? VECTOR_ROWS[T] : PLAIN_ROWS[T];
     int64_t n = begin;
     for (; n + R <= end; n += R) multiply_codes<F, R, T>(job, n);
     for (; n < end; n++) multiply_codes<F, 1, T>(job, n);
@@ -126,7 +128,7 @@ struct Cut {
     int64_t row_block, num_tiles, num_units, cost;  // cost of one unit
 
     explicit Cut(const Product& job) {
-        is_few = job.num_rows <= FEW && (job.pairs || is_regular(job.w));
+        is_few = job.num_rows <= MOST_FEW && (job.pairs || is_regular(job.w));
         row_block = is_few ? VECTOR_BLOCK : ROW_BLOCK;
         num_tiles = is_few ? 1 : (job.num_rows + TOKEN_BLOCK - 1) / TOKEN_BLOCK;
         num_units = job.num_rows ? (job.w.rows + row_block - 1) / row_block * num_tiles : 0;
@@ -135,10 +137,27 @@ struct Cut {
     }
 };
 
+Product part_of(const Product& job, int64_t first, int64_t last) {  // rows of x
+    Product part = job;
+    part.num_rows = last - first;
+    part.y += first * job.y_stride;
+    if (job.row_ids)
+        part.row_ids += first;
+    else
+        part.x += first * job.x_stride;
+    return part;
+}
+
 void run_units(const Product& job, const Cut& cut, int64_t begin, int64_t end) {
     if (cut.is_few) {
         auto few = job.pairs ? few_pairs : few_rows;
-        return few(job, begin * cut.row_block, std::min(job.w.rows, end * cut.row_block));
+        const int64_t num_parts = (job.num_rows + FEW - 1) / FEW;
+        if (num_parts <= 1) return few(job, begin * cut.row_block, std::min(job.w.rows, end * cut.row_block));
+        for (int64_t unit = begin; unit < end; unit++)  // what the first rows of x have read of w, the next ones find in the cache
+            for (int64_t i = 0; i < num_parts; i++)
+                few(part_of(job, job.num_rows * i / num_parts, job.num_rows * (i + 1) / num_parts), unit * cut.row_block,
+                    std::min(job.w.rows, (unit + 1) * cut.row_block));
+        return;
     }
     auto tile = job.pairs ? tile_pairs : multiply_tile<Plain>;
     for (int64_t unit = begin; unit < end; unit++) {

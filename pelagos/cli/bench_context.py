@@ -23,6 +23,13 @@ ModelName = Annotated[
 Lengths = Annotated[str, typer.Option(help="Lengths of the whole text with commas, tokens.")]
 Depths = Annotated[str, typer.Option(help="Depths of the fact with commas, percent: 0 is the start, 100 the end.")]
 Samples = Annotated[int, typer.Option(min=1, help="Texts per length and depth.")]
+Together = Annotated[
+    bool,
+    typer.Option(
+        "--together",
+        help="One text with a fact at every depth in place of a text for each: read once, asked per depth.",
+    ),
+]
 Data = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Hide the facts in the held-out text of this prepared folder, not random words."),
@@ -38,6 +45,7 @@ def bench_context_command(
     lengths: Lengths = "1024,2048,4096",
     depths: Depths = "0,25,50,75,100",
     samples: Samples = 4,
+    together: Together = False,
     data: Data = None,
     out: Out = None,
     seed: Seed = 0,
@@ -61,6 +69,7 @@ def bench_context_command(
         lengths=tuple(map(int, _numbers("lengths", lengths))),
         depths=tuple(depth / 100 for depth in _numbers("depths", depths)),
         num_samples=samples,
+        together=together,
         seed=seed,
     )
     if out is not None:

@@ -2,10 +2,14 @@
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from pelagos.model.native_state import NativeState
+from pelagos.model.state import State
 from pelagos.model.transformer import AnyState, Model
 
 PREFILL_TOKENS = 1024  # read in one call, of all prompts together
@@ -25,6 +29,18 @@ class Timeline:
         if self.state is None or num_read >= len(prompt) or list(prompt[:num_read]) != self.token_ids:
             self.token_ids, self.state, num_read = [], model.new_state(), 0
         return list(prompt[num_read:])
+
+
+def read_together(
+    model: Model, prompts: Sequence[Sequence[int]], prefill_tokens: int = PREFILL_TOKENS
+) -> list[Timeline]:
+    """A timeline per prompt, behind the longest start that all have in common, which is read once."""
+    starts = [list(prompt[:-1]) for prompt in prompts]  # an answer begins behind a token that is read for it alone
+    num_common = sum(1 for _ in takewhile(lambda tokens: len({*tokens}) == 1, zip(*starts, strict=False)))
+    line = Timeline(state=model.new_state())
+    _read(model, [line], [starts[0][:num_common]], prefill_tokens)
+    state = cast("State | NativeState", line.state)  # what new_state makes
+    return [Timeline(token_ids=list(line.token_ids), state=state.copy()) for _ in prompts]
 
 
 def greedy_answers(

@@ -16,7 +16,7 @@ from pelagos.chat.render import RenderedPrompt
 from pelagos.chat.tokenizer import DSML, Tokenizer
 from pelagos.common.errors import ConfigError, UsageError
 from pelagos.model.transformer import Model
-from pelagos.training.answers import Timeline, greedy_answers
+from pelagos.training.answers import Timeline, greedy_answers, read_together
 from pelagos.training.evaluation import Share
 from pelagos.training.task_documents import TASK_MIXES
 from pelagos.training.tasks import TASKS, Episode, Grade, Knobs, Sample, TextSource, encode, grade, last_prompt
@@ -85,13 +85,19 @@ def attempt_all(
     *,
     side_by_side: int,
     answer_tokens: int,
+    share_start: bool = False,
     on_done: Callable[[int], None] = lambda num_done: None,
 ) -> Iterator[Attempt]:
     """Let the model answer each sample, ``side_by_side`` at once, each turn with at most ``answer_tokens``, and no more
-    than the sample's own answers take and some to spare. ``on_done`` gets the number of new attempts.
+    than the sample's own answers take and some to spare. ``share_start``: what prompts that are answered at once have
+    in common is read once. ``on_done`` gets the number of new attempts.
     """
     waiting = iter(samples)
     while group := [_Run(sample, tokenizer, answer_tokens) for sample in islice(waiting, side_by_side)]:
+        if share_start:
+            prompts = [run.prompt.token_ids for run in group if run.prompt is not None]
+            for run, timeline in zip(group, read_together(model, prompts), strict=True):
+                run.timeline = timeline
         while running := [run for run in group if run.prompt is not None]:
             _next_turns(model, tokenizer, running)
         on_done(len(group))

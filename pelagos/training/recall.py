@@ -1,8 +1,9 @@
 """Recall over depth and length: one fact in a long text, asked for at its end, answered by exact inference."""
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 from pelagos.chat.tokenizer import Tokenizer
 from pelagos.common.errors import ConfigError, UsageError
@@ -10,7 +11,7 @@ from pelagos.common.fields import check_fields, check_value, setting
 from pelagos.model.transformer import Model
 from pelagos.training.evaluation import RecallReport
 from pelagos.training.exercises import attempt_all
-from pelagos.training.tasks import TextSource, evaluation_grid
+from pelagos.training.tasks import GridSample, TextSource, evaluation_grid, shared_texts
 from pelagos.training.tasks.knobs import MAX_TOKENS
 
 TOKENS_SIDE_BY_SIDE = 16_384  # of all samples that are answered at once
@@ -25,6 +26,9 @@ class RecallConfig:
         (0.0, 0.25, 0.5, 0.75, 1.0), help="places of the fact: 0 is the start of the text, 1 its end", low=0.0, high=1.0
     )
     num_samples: int = setting(4, help="texts per length and depth", low=1, high=10_000)
+    together: bool = setting(
+        False, help="one text holds a fact at every depth and is read once for all of them, as very long texts need it"
+    )
     answer_tokens: int = setting(48, help="longest answer, tokens", low=1, high=1024)
     seed: int = setting(0, help="of texts, facts and questions", low=0, high=(1 << 31) - 1)
 
@@ -43,7 +47,7 @@ class RecallConfig:
     @property
     def num_tokens(self) -> int:
         """Of all texts together."""
-        return sum(self.lengths) * len(self.depths) * self.num_samples
+        return sum(self.lengths) * self.num_samples * (1 if self.together else len(self.depths))
 
 
 def check_lengths(config: RecallConfig, model: Model) -> None:
@@ -67,23 +71,22 @@ def measure_recall(
     Raises UsageError for texts longer than the model takes, ConfigError for a length too short for a fact.
     """
     check_lengths(config, model)
-    grid = evaluation_grid(
-        config.lengths, config.depths, config.num_samples, config.seed, tokenizer=tokenizer, haystack=haystack
-    )
-    right: dict[tuple[float, int], int] = {}
+    cells = _cells(config, tokenizer, haystack)
+    right: Counter[tuple[float, int]] = Counter()
     for length in config.lengths:
-        samples = islice(grid, len(config.depths) * config.num_samples)  # those of this length
+        own = list(islice(cells, len(config.depths) * config.num_samples))
+        together = max(1, min(16, TOKENS_SIDE_BY_SIDE // length))
         attempts = attempt_all(
             model,
             tokenizer,
-            (cell.sample for cell in samples),
-            side_by_side=max(1, min(16, TOKENS_SIDE_BY_SIDE // length)),
+            (cell.sample for cell in own),
+            side_by_side=len(config.depths) if config.together else together,
             answer_tokens=config.answer_tokens,
-            on_done=_times(on_tokens, length),
+            share_start=config.together,
+            on_done=_times(on_tokens, length / (len(config.depths) if config.together else 1)),
         )
-        for depth in config.depths:
-            share = islice(attempts, config.num_samples)
-            right[depth, length] = sum(attempt.grade.correct for attempt in share)
+        for cell, attempt in zip(own, attempts, strict=True):
+            right[cell.depth, length] += attempt.grade.correct
     return RecallReport(
         lengths=config.lengths,
         depths=config.depths,
@@ -92,5 +95,12 @@ def measure_recall(
     )
 
 
-def _times(on_tokens: Callable[[int], None], length: int) -> Callable[[int], None]:
-    return lambda num_done: on_tokens(num_done * length)
+def _cells(config: RecallConfig, tokenizer: Tokenizer, haystack: TextSource | None) -> Iterator[GridSample]:
+    where = (config.lengths, config.depths, config.num_samples, config.seed)
+    if not config.together:
+        return evaluation_grid(*where, tokenizer=tokenizer, haystack=haystack)
+    return chain.from_iterable(shared_texts(*where, tokenizer=tokenizer, haystack=haystack))
+
+
+def _times(on_tokens: Callable[[int], None], length: float) -> Callable[[int], None]:
+    return lambda num_done: on_tokens(round(num_done * length))

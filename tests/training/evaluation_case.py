@@ -83,6 +83,9 @@ def exercise(name: str, seed: int, **knobs: Any) -> Sample:
 class ParrotState:
     token_ids: list[int] = field(default_factory=list)
 
+    def copy(self) -> "ParrotState":
+        return ParrotState(list(self.token_ids))
+
 
 class Parrot:
     """Goes on in the texts that it knows, and ends every other one. Counts the tokens that it reads."""

@@ -19,11 +19,11 @@ from pelagos.engine.offline import generate
 from pelagos.engine.params import SamplingParams
 from pelagos.model.transformer import Model
 from pelagos.training import exercises
-from pelagos.training.answers import Timeline, greedy_answers, log_probabilities
+from pelagos.training.answers import Timeline, greedy_answers, log_probabilities, read_together
 from pelagos.training.evaluation import Share, Z
 from pelagos.training.exercises import attempt_all, held_out_exercises, is_valid, right
 from pelagos.training.recall import RecallConfig, measure_recall
-from pelagos.training.tasks import Call, Sample, encode, evaluation_grid
+from pelagos.training.tasks import Call, Sample, encode, evaluation_grid, shared_texts
 
 PROMPTS = [[448, 5, 9, 200], [448], [448, *range(70, 90)]]
 
@@ -246,6 +246,27 @@ def test_recall_counts_in_the_right_cell() -> None:
     assert sum(told) == grid.num_tokens == (256 + 512) * 2 * 3
     with pytest.raises(UsageError, match="lengths must be at most 300"):
         measure_recall(cast(Model, Parrot([], max_positions=300)), tokenizer(), grid)
+
+
+def test_a_shared_start_is_read_once_and_changes_no_answer() -> None:
+    model, start = exact(untrained()), [448, *range(60, 97)]
+    prompts = [[*start, 7, 8, 9], [*start, 7, 9], [*start, 7], [*start, 7, 9, 8]]
+    lines = read_together(model, prompts, prefill_tokens=16)
+    assert [line.token_ids for line in lines] == [start] * 4
+    answers = greedy_answers(model, prompts, [5] * 4, stop_ids=(), timelines=lines)
+    assert answers == [by_hand(model, prompt, 5) for prompt in prompts]
+    [alone] = read_together(model, prompts[:1])
+    assert alone.token_ids == prompts[0][:-1]
+
+
+def test_recall_of_shared_texts_counts_each_text_once() -> None:
+    grid = RecallConfig(lengths=(256, 512), depths=(0.0, 1.0), num_samples=2, together=True)
+    texts = shared_texts(grid.lengths, grid.depths, grid.num_samples, grid.seed, tokenizer=tokenizer())
+    known = [cell.sample for cells in texts for cell in cells if (cell.length, cell.depth) == (512, 1.0)]
+    told: list[int] = []
+    report = measure_recall(cast(Model, Parrot.of(known)), tokenizer(), grid, on_tokens=told.append)
+    assert report.num_right == ((0, 0), (0, 2))
+    assert sum(told) == grid.num_tokens == (256 + 512) * 2
 
 
 @pytest.mark.parametrize(

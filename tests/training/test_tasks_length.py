@@ -1,6 +1,7 @@
 """Length and depth of samples with filler, in tokens; the recall grid; and that long samples take linear time."""
 
 import random
+import re
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,7 @@ from task_cases import VOCABULARIES, haystack, make, official
 
 from pelagos.chat.tokenizer import Tokenizer
 from pelagos.common.errors import ConfigError, UsageError
-from pelagos.training.tasks import TASKS, Sample, encode, evaluation_grid, grade, is_held_out, last_prompt
+from pelagos.training.tasks import TASKS, Sample, encode, evaluation_grid, grade, is_held_out, last_prompt, shared_texts
 from pelagos.training.tasks.filler import Filler, first_words
 from pelagos.training.tasks.needle import NeedleKnobs
 
@@ -104,6 +105,29 @@ def test_grid(kind: str, real: bool) -> None:
     assert alone == [cell for cell in cells if (cell.length, cell.depth) == (2048, 0.5)]
     assert len({cell.sample.answer for cell in cells}) > 16
     assert alone != list(evaluation_grid([2048], [0.5], 3, 12, **options))
+
+
+def test_texts_that_all_depths_share() -> None:
+    depths = [0.0, 0.25, 0.5, 0.75, 1.0]
+    texts = list(shared_texts([2048, 700], depths, 2, 3, tokenizer=official(), haystack=haystack))
+    assert [{(cell.length, cell.index) for cell in cells} for cells in texts] == [
+        {(length, index)} for length in (700, 2048) for index in range(2)
+    ]
+    for cells in texts:
+        [context] = {"".join(segment.text for segment in cell.sample.turns[0].segments[:-1]) for cell in cells}
+        assert [cell.depth for cell in cells] == depths
+        places = []
+        for cell in cells:
+            question, answer = cell.sample.turns
+            [(name, value)] = re.findall(r"The [a-z ]+ of ([A-Z][a-z]+) is (.*)", answer.text)
+            assert name in question.segments[-1].text
+            assert grade(cell.sample, answer.text).correct
+            assert cell.length - 150 <= len(encode(cell.sample, official())[0]) <= cell.length
+            [line] = [line for line in context.splitlines() if name in line]
+            assert value in line
+            places.append(context.index(line) / len(context))
+        assert places == sorted(places)
+        assert all(abs(place - depth) < 0.1 for place, depth in zip(places, depths, strict=True))
 
 
 def test_the_grid_refuses_what_cannot_be() -> None:

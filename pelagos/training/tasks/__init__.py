@@ -13,7 +13,7 @@ from pelagos.training.tasks.catalog import TASKS, TaskMix, TaskShare
 from pelagos.training.tasks.encoding import encode, last_prompt
 from pelagos.training.tasks.episode import Episode
 from pelagos.training.tasks.grading import Grade, grade
-from pelagos.training.tasks.grid import GridSample, evaluation_grid
+from pelagos.training.tasks.grid import GridSample, evaluation_grid, shared_texts
 from pelagos.training.tasks.item import TextSource
 from pelagos.training.tasks.knobs import Knobs
 from pelagos.training.tasks.sample import Call, Sample, Segment, Turn
@@ -41,4 +41,5 @@ __all__ = [
     "is_held_out",
     "last_prompt",
     "run_tool",
+    "shared_texts",
 ]

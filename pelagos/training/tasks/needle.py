@@ -73,7 +73,7 @@ ASK = Phrases(
 
 @dataclass(frozen=True, kw_only=True)
 class NeedleKnobs(Knobs):
-    num_needles: Span = setting((1, 4), help="facts in the text", low=1, high=4)
+    num_needles: Span = setting((1, 4), help="facts in the text", low=1, high=64)
     value_words: Span = setting((1, 4), help="words of a value; four may be a number instead", low=1, high=4)
     num_digits: Span = setting((4, 7), help="digits of a value that is a number, as every second is", low=4, high=9)
 

@@ -1,0 +1,95 @@
+"""Decoding speed of a released model that does not fit here, from one layer of each kind at its real width.
+
+    python benchmarks/slice.py FOLDER [--preset flash] [--contexts 4096,131072,1048576] [--out FILE.jsonl]
+
+FOLDER gets a checkpoint per kind of layer, with random weights in the official formats (benchmarks/make_slice.py;
+about 6 GB each for flash), unless it has them already. A token's time in one layer of each kind, times the number of
+such layers, plus the head, is the time of the whole model, if it were in memory.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from decode import context, seconds_per_step
+from machine import machine_record
+from make_slice import make_slice, slice_config
+
+from pelagos.cli.options import use_threads
+from pelagos.model.accounting import bytes_read_per_token
+from pelagos.model.presets import preset
+from pelagos.model.transformer import Model
+
+KINDS = ("window", "csa", "hca")
+PIECE = 1 << 24
+
+
+def warm(folder: Path) -> None:
+    """Bring the files into memory, as those of a running server are."""
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            while file.read(PIECE):
+                pass
+
+
+def layer_seconds(folder: Path, contexts: list[int]) -> tuple[dict[int, float], float]:
+    """Seconds per token in the one layer of a checkpoint, by context, and in the head."""
+    warm(folder)
+    model = Model.load(folder)
+    layer: dict[int, float] = {}
+    head = 0.0
+    for length in contexts:
+        states = [context(model, length)]
+        layer[length] = seconds_per_step(model, states, num_logits=0)
+        head = seconds_per_step(model, states) - layer[length]
+    return layer, head
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--preset", choices=("flash", "pro"), default="flash")
+    parser.add_argument("--contexts", default="4096,131072,1048576", help="tokens before the one that is timed")
+    parser.add_argument("--threads", type=int, default=None, help="default: one per usable core")
+    parser.add_argument("--out", type=Path, default=None, help="append the report to this file")
+    options = parser.parse_args()
+    threads = use_threads(options.threads)
+    contexts = [int(n) for n in options.contexts.split(",")]
+    whole = preset(options.preset)
+    seconds: dict[str, dict[int, float]] = {}
+    head = 0.0
+    for kind in KINDS:
+        folder = options.folder / f"{options.preset}-{kind}"
+        if not (folder / "config.json").exists():
+            make_slice(folder, slice_config(options.preset, [kind]))
+        seconds[kind], head = layer_seconds(folder, contexts)
+        times = "  ".join(f"{1e3 * seconds[kind][n]:8.2f} at {n:,}" for n in contexts)
+        print(f"{kind:6} layer, ms a token: {times}; head {1e3 * head:.1f}", flush=True)
+    machine = machine_record(threads)
+    bandwidth = 1e9 * machine["read_gb_per_second"]
+    totals: list[dict[str, Any]] = []
+    for n in contexts:
+        total = head + sum(seconds[layer.kind][n] for layer in whole.layers)
+        bound = bytes_read_per_token(whole, n).total / bandwidth
+        totals.append({"context": n, "seconds": total, "bound_seconds": bound})
+        ratio = total / totals[0]["seconds"]
+        print(
+            f"{options.preset}, {len(whole.layers)} layers, context {n:>9,}: {total:6.3f} s a token, "
+            f"{bound / total:4.0%} of the bandwidth bound, {ratio:.2f} times the first"
+        )
+    if options.out:
+        layers = {kind: {str(n): each for n, each in by.items()} for kind, by in seconds.items()}
+        record = {
+            "preset": options.preset,
+            "machine": machine,
+            "layer_seconds": layers,
+            "head_seconds": head,
+            "whole": totals,
+        }
+        with options.out.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+
+if __name__ == "__main__":
+    main()
