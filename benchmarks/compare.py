@@ -13,8 +13,9 @@ Every engine has a process of its own and sleeps while another has its turn, so 
 all of them. A sample counts if the process's threads waited less than 5 % of its time for a core; the median of those
 is the result. Where none counts, the fastest sample stands in its place, marked ~: others were using the cores.
 An engine can be given another format behind a colon: pelagos:float32, llama.cpp:float32, transformers:bfloat16. Without
-one Pelagos runs the official format, llama.cpp MXFP4 with Q8_0, transformers float32. Which format of transformers is
-the faster one depends on whether the processor multiplies bfloat16.
+one Pelagos runs the official format, llama.cpp MXFP4 with Q8_0, transformers float32. pelagos:rounded rounds inputs of
+products, rows and queries as the released models are served, where pelagos keeps them in float32; llama.cpp rounds
+inputs to 8 bits. Which format of transformers is the faster one depends on whether the processor multiplies bfloat16.
 """
 
 import argparse
@@ -136,7 +137,7 @@ def _place(engine: str, dtype: str) -> str:
     """What an engine reads, in the model's folder."""
     if engine == "llama.cpp":
         return f"{dtype or 'model'}.gguf"
-    return "official" if engine == "pelagos" and not dtype else "transformers"
+    return "official" if engine == "pelagos" and dtype in ("", "rounded") else "transformers"
 
 
 @contextlib.contextmanager

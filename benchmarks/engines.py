@@ -58,7 +58,10 @@ class Pelagos:
         from pelagos.model.transformer import Model
 
         torch.set_num_threads(num_threads)
-        self._model = Model.load(path, dtype=None if dtype is None else getattr(torch, dtype))
+        if dtype == "rounded":
+            self._model = Model.load(path, official_rounding=True)
+        else:
+            self._model = Model.load(path, dtype=None if dtype is None else getattr(torch, dtype))
         self.version = f"pelagos {pelagos.__version__}"
         self.vocab_size = self._model.config.vocab_size
 

@@ -58,7 +58,7 @@ class EvaluateConfig:
     samples_per_task: int | None = setting(16, help="exercises per task; None: none", low=1, high=1 << 20)
     tasks: tuple[str, ...] = setting(tuple(TASKS), help="which tasks")
     task_tokens: int = setting(1024, help="longest exercise, tokens", low=128, high=1 << 20)
-    answer_tokens: int = setting(96, help="longest turn of the model in an exercise, tokens", low=1, high=1 << 16)
+    answer_tokens: int = setting(160, help="longest turn of the model in an exercise, tokens", low=1, high=1 << 16)
     recall: RecallConfig | None = setting(RecallConfig(), help="the grid of lengths and depths; None: not measured")
     pass_tokens: int = setting(4096, help="held-out tokens read at once", low=8, high=1 << 30)
     side_by_side: int = setting(16, help="exercises answered at once", low=1, high=1024)
