@@ -4,7 +4,8 @@
 
 RUN is a folder of `pelagos train nano` that keeps the checkpoint of step N. The other model, trained in DIR up to the
 same step of the same recipe (and resumed there), has a window of 64 in every layer. Both are asked for one of four
-pairs at the start of texts of growing length, in words of training; weights are float32.
+pairs at the start of texts of growing length, by the start of a line to complete ("- river:"), in words of training;
+weights are float32.
 """
 
 import argparse
@@ -48,7 +49,7 @@ def loaded(config: ModelConfig, run: Path, step: int, tokenizer_folder: Path, pl
 def pairs(tokenizer: Tokenizer, length: int, samples: int) -> Iterator[Sample]:
     """Four pairs at the start of so many tokens, one question at the end."""
     knobs: dict[str, Any] = {"num_pairs": (4, 4), "key_words": (1, 1), "value_words": (1, 1), "num_queries": (1, 1)}
-    knobs |= {"chat_share": 1.0, "thinking_share": 0.0, "depth": (0.0, 0.0), "target_tokens": (length, length)}
+    knobs |= {"chat_share": 0.0, "cue_share": 1.0, "depth": (0.0, 0.0), "target_tokens": (length, length)}
     for i in range(samples):
         yield TASKS["kv"].make(random.Random(f"{length} {i}"), TASKS["kv"].knobs(**knobs), tokenizer=tokenizer)
 

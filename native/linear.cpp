@@ -14,7 +14,7 @@ namespace pelagos::PELAGOS_ISA {
 namespace {
 
 #if defined(PELAGOS_AVX512)
-constexpr int VECTOR_ROWS[FEW + 1] = {0, 8, 8, 4, 4, 3, 3, 2, 2};  // of w, by rows of x
+constexpr int VECTOR_ROWS[FEW + 1] = {0, 8, 8, 4, 4, 4, 3, 3, 3};  // of w, by rows of x
 constexpr int PLAIN_ROWS[FEW + 1] = {0, 8, 8, 8, 6, 4, 4, 3, 3};   // where no registers are needed for scales and tables
 #else
 constexpr int VECTOR_ROWS[FEW + 1] = {0, 4, 2, 2, 1}, PLAIN_ROWS[FEW + 1] = {0, 4, 2, 2, 1};
@@ -42,15 +42,28 @@ constexpr int64_t VECTOR_BYTES = LANES * (F == Format::float32 ? 32 : F == Forma
 
 // `num` vectors of one block: all rows side by side, so that their chains of sums overlap.
 template <Format F, int R, int T>
-inline __attribute__((always_inline)) void multiply_vectors_of_block(const uint8_t* const (&codes)[R], const float (&scale)[R], int64_t at, int num,
-                                                                     const float* const (&x)[T], F16 (&total)[R][T]) {
+inline __attribute__((always_inline)) void multiply_vectors_of_block(const uint8_t* const (&codes)[R], int64_t stride, const float (&scale)[R],
+                                                                     int64_t at, int num, const float* const (&x)[T], F16 (&total)[R][T]) {
     constexpr int64_t step = VECTOR_BYTES<F>;
     for (int v = 0; v < num; v++) {
-        F16 in[T];
-        for (int t = 0; t < T; t++) in[t] = load(x[t] + (at + v) * LANES);
-        for (int r = 0; r < R; r++) {
-            F16 value = Decoder<F>(scale[r]).load(codes[r] + (at + v) * step);
-            for (int t = 0; t < T; t++) total[r][t] = fma(in[t], value, total[r][t]);
+        // The rows after these lie behind them: what comes next, where the processor's own prefetching sees R streams that end.
+        for (int r = 0; r < R && (at + v) * step % 64 == 0; r++) __builtin_prefetch(codes[r] + R * stride + (at + v) * step, 0, 2);
+        auto in = [&](int t) { return load(x[t] + (at + v) * LANES); };
+        auto value = [&](int r) { return Decoder<F>(scale[r]).load(codes[r] + (at + v) * step); };
+        if constexpr (R < T) {  // the fewer ones stay in registers
+            F16 weights[R];
+            for (int r = 0; r < R; r++) weights[r] = value(r);
+            for (int t = 0; t < T; t++) {
+                F16 input = in(t);
+                for (int r = 0; r < R; r++) total[r][t] = fma(input, weights[r], total[r][t]);
+            }
+        } else {
+            F16 inputs[T];
+            for (int t = 0; t < T; t++) inputs[t] = in(t);
+            for (int r = 0; r < R; r++) {
+                F16 weight = value(r);
+                for (int t = 0; t < T; t++) total[r][t] = fma(inputs[t], weight, total[r][t]);
+            }
         }
     }
 }
@@ -72,14 +85,14 @@ inline void multiply_codes(const Product& job, int64_t n) {
     for (int t = 0; t < T; t++) x[t] = row_of(job, t);
     for (int r = 0; r < R; r++)
         for (int t = 0; t < T; t++) total[r][t] = zero();
-    int64_t num_blocks = w.cols / block, rest = w.cols % block / LANES;
+    const int64_t num_blocks = w.cols / block, rest = w.cols % block / LANES, stride = w.cols * code_bits(F) / 8;
     for (int64_t b = 0; b < num_blocks + (rest > 0); b++) {
         float scale[R] = {};
         for (int r = 0; r < R && HAS_SCALES<F>; r++) scale[r] = scales[r][b];
         if (b < num_blocks)
-            multiply_vectors_of_block<F, R, T>(codes, scale, b * vectors, vectors, x, total);
+            multiply_vectors_of_block<F, R, T>(codes, stride, scale, b * vectors, vectors, x, total);
         else
-            multiply_vectors_of_block<F, R, T>(codes, scale, b * vectors, int(rest), x, total);
+            multiply_vectors_of_block<F, R, T>(codes, stride, scale, b * vectors, int(rest), x, total);
     }
     for (int r = 0; r < R; r++) {
         bool broken = F == Format::fp8 && has_nan_codes(codes[r], w.cols);

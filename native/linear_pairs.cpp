@@ -7,7 +7,7 @@ namespace pelagos::PELAGOS_ISA {
 namespace {
 
 #if defined(PELAGOS_AVX512)
-constexpr int PAIR_ROWS[FEW + 1] = {0, 8, 8, 4, 4, 2, 2, 2, 2};  // of w side by side, by rows of x
+constexpr int PAIR_ROWS[FEW + 1] = {0, 8, 8, 4, 4, 4, 3, 3, 3};  // of w side by side, by rows of x
 #else
 constexpr int PAIR_ROWS[FEW + 1] = {0, 4, 2, 2, 1};
 #endif
