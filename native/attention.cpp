@@ -98,7 +98,7 @@ class Worker {
         State total(kept(slot, 0), shape_);
         for (int64_t span = 1; span < num_spans(queries_[query]); span++)
             add_state(total, State(kept(slot, span), shape_), shape_, first_head, last_head);
-        finish(total, shape_, sink_, first_head, last_head, queries_[query].out);
+        finish(total, shape_, sink_, first_head, last_head, queries_[query]);
     }
 
   private:
@@ -130,7 +130,7 @@ class Worker {
                     add_state(state(totals, i - tile.first), state(spans, i - tile.first), shape_, 0, shape_.num_heads);
         }
         for (int64_t i = tile.first; i < tile.last; i++)
-            finish(state(totals, i - tile.first), shape_, sink_, 0, shape_.num_heads, queries_[i].out);
+            finish(state(totals, i - tile.first), shape_, sink_, 0, shape_.num_heads, queries_[i]);
     }
 
     // The softmax of one span, for each query of a tile.

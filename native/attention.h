@@ -16,12 +16,16 @@ struct AttendQuery {
     const int32_t* chosen = nullptr;   // where this is not nullptr: those, ascending
     int32_t num_chosen = 0;
     float* out = nullptr;  // [H, C]
+    // cos and sin of its position, [num_pairs]: the last 2 num_pairs numbers of each head of the output are turned back. nullptr: not.
+    const float *cos = nullptr, *sin = nullptr;
+    int32_t num_pairs = 0;
+    bool round = false;  // with cos: the output is rounded to BF16, before and after
 
     int64_t num_compressed() const { return !rows ? 0 : chosen ? num_chosen : num_visible; }
 };
 
 struct AttentionKernels {
-    // out_h = sum_j exp(l_j) row_j / (sum_j exp(l_j) + exp(sink_h)) with l_j = q_h . row_j / sqrt(C), before the rotation back.
+    // out_h = sum_j exp(l_j) row_j / (sum_j exp(l_j) + exp(sink_h)) with l_j = q_h . row_j / sqrt(C).
     // All threads call it; queries must be there before. With more than one thread there is a barrier inside, none behind.
     // Fastest where consecutive queries are of one sequence, with windows in one piece of memory: such queries share decoded rows.
     // sink: [H]. scratch: attend_scratch floats, any contents.

@@ -9,6 +9,9 @@
 #include <algorithm>
 #include <cfloat>
 
+#include "attention.h"
+#include "norm_rope.h"
+#include "rounding.h"
 #include "transpose.h"
 
 namespace pelagos::PELAGOS_ISA {
@@ -192,16 +195,19 @@ inline void add_state(const State& state, const State& later, const HeadShape& s
     }
 }
 
-// Output [H, C], with the sink's share of the softmax left out of the sum of rows.
-inline void finish(const State& state, const HeadShape& shape, const float* sink, int first_head, int last_head, float* out) {
+// Output [H, C], with the sink's share of the softmax left out of the sum of rows, turned back.
+inline void finish(const State& state, const HeadShape& shape, const float* sink, int first_head, int last_head, const AttendQuery& query) {
     for (int h = first_head; h < last_head; h++) {
         const float maximum = std::max(state.maximum[h], sink[h]);
         float shifts[LANES] = {state.maximum[h] - maximum, sink[h] - maximum}, factors[LANES];
         store(factors, exp_below(load(shifts)));
         const F16 factor = set1(factors[0] / std::fma(state.total[h], factors[0], factors[1]));
         const float* sums = state.sums + h * shape.padded;
-        float* to = out + int64_t(h) * shape.size;
+        float* to = query.out + int64_t(h) * shape.size;
         for (int c = 0; c < shape.size; c += LANES) store_n(to + c, load(sums + c) * factor, std::min(LANES, shape.size - c));
+        if (!query.cos) continue;
+        if (query.round) round_all(to, shape.size);
+        rotate(to + shape.size - 2 * query.num_pairs, query.cos, query.sin, query.num_pairs, true, query.round);
     }
 }
 

@@ -253,6 +253,10 @@ inline void plan_queries(const Pass& p, const Layer& layer) {
             query.window_position = first;
             query.num_window = int32_t(position - first + 1);
             query.out = p.s.attended + t * m.num_heads * m.head_dim;
+            query.num_pairs = m.rope_dim / 2;
+            query.cos = p.s.cos[layer.rotation] + t * query.num_pairs;
+            query.sin = p.s.sin[layer.rotation] + t * query.num_pairs;
+            query.round = m.bf16;
             if (!layer.ratio) continue;
             query.rows = p.s.rows + i;
             query.num_visible = (position + 1) / layer.ratio;
@@ -284,18 +288,6 @@ inline void keep_state(const Pass& p, const Layer& layer) {
                       step.block + layer.window_at + (step.position + j) % ring * layer.window_layout.bytes);
         if (layer.ratio) keep_pairs(layer.compressor, layer.ratio, step, p.s.values, p.s.gates);
         if (layer.has_index) keep_pairs(layer.index_compressor, layer.ratio, step, p.s.index_values, p.s.index_gates);
-    }
-}
-
-inline void rotate_back(const Pass& p, const Layer& layer) {
-    const ModelShape& m = p.shape;
-    int64_t half = m.rope_dim / 2;
-    Range mine = p.team.share(p.job.num_tokens * m.num_heads);
-    for (int64_t item = mine.begin; item < mine.end; item++) {
-        int64_t t = item / m.num_heads;
-        float* o = p.s.attended + item * m.head_dim;
-        if (m.bf16) round_all(o, m.head_dim);
-        rotate(o + m.head_dim - m.rope_dim, p.s.cos[layer.rotation] + t * half, p.s.sin[layer.rotation] + t * half, half, true, m.bf16);
     }
 }
 
@@ -343,8 +335,6 @@ inline void attention_block(const Pass& p, const Layer& layer, int number) {
     attention_kernels.attend(team, p.s.queries, p.job.num_tokens, p.shape.num_heads, p.shape.head_dim, layer.sink,
                              static_cast<float*>(p.s.attention));
     keep_state(p, layer);
-    team.wait();
-    rotate_back(p, layer);
     team.wait();
     grouped_output(p, layer);
     team.wait();

@@ -107,9 +107,14 @@ inline void moe_block(const Pass& p, const Layer& layer) {
     Product router = product(layer.gate, p.s.x, p.job.num_tokens, p.s.scores, false);
     linear_kernels.linear(team, &router, 1);
     team.wait();
-    route(p, layer);
-    team.wait();
+    const bool is_short = p.job.num_tokens <= 2;  // sharing it takes longer than doing it
+    if (!is_short) {
+        route(p, layer);
+        team.wait();
+    }
     if (team.index == 0) {
+        const Team alone(0, 1, nullptr);
+        if (is_short) route({alone, p.job, p.shape, p.s}, layer);
         sort_slots(p);
         *p.s.num_queries = expert_products(p, layer, false);
     }

@@ -12,13 +12,6 @@ namespace pelagos::PELAGOS_ISA {
 
 constexpr int MAX_ROW = 1024, MAX_GROUPS = 64;  // head size and output groups; checked where a model is built
 
-inline void round_all(float* x, int64_t n) {  // to BF16 values
-    for (int64_t i = 0; i < n; i += LANES) {
-        int width = int(std::min<int64_t>(LANES, n - i));
-        store_n(x + i, round_bf16(load_n(x + i, width)), width);
-    }
-}
-
 // The input of FP8 and FP4 products of a rounding model, also as products of pairs take it. rounded may be x.
 inline void round_input(const float* x, int64_t n, float* rounded, float* packed) {
     round_activation(x, n, rounded);

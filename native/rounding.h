@@ -85,6 +85,10 @@ inline void round_groups(const float* x, int64_t n, int64_t size, float* y) {
     for (int64_t i = 0; i < n; i += size) round_group<Code>(x + i, n - i < size ? n - i : size, y + i);
 }
 
+inline void round_all(float* x, int64_t n) {  // to BF16 values
+    each_vector(n, [&](int64_t i, auto part) { part.put(x + i, round_bf16(part.get(x + i))); });
+}
+
 // The input of an FP8 or FP4 product: to FP8 in groups of 128. y may be x.
 inline void round_activation(const float* x, int64_t n, float* y) { round_groups<E4M3>(x, n, 128, y); }
 
