@@ -19,7 +19,12 @@ constexpr int PLAIN_ROWS[FEW + 1] = {0, 8, 8, 8, 6, 4, 4, 3, 3};   // where no r
 #else
 constexpr int VECTOR_ROWS[FEW + 1] = {0, 4, 2, 2, 1}, PLAIN_ROWS[FEW + 1] = {0, 4, 2, 2, 1};
 #endif
-constexpr int MOST_FEW = 3 * FEW;  // rows of x up to which they go through the codes in parts of FEW
+// Rows of x up to which they go through the codes, in parts of FEW: beyond, blocks of decoded weights are faster.
+#if defined(PELAGOS_AVX512)
+constexpr int MOST_FEW = 24, MOST_FEW_PAIRS = 64;
+#else
+constexpr int MOST_FEW = 24, MOST_FEW_PAIRS = 24;
+#endif
 constexpr int VECTOR_BLOCK = 24;  // rows of w that one thread takes at a time, with few rows of x: a multiple of all above
 
 // What makes values of the codes of one row and block.
@@ -141,7 +146,7 @@ struct Cut {
     int64_t row_block, num_tiles, num_units, cost;  // cost of one unit
 
     explicit Cut(const Product& job) {
-        is_few = job.num_rows <= MOST_FEW && (job.pairs || is_regular(job.w));
+        is_few = job.pairs ? job.num_rows <= MOST_FEW_PAIRS : job.num_rows <= MOST_FEW && is_regular(job.w);
         row_block = is_few ? VECTOR_BLOCK : ROW_BLOCK;
         num_tiles = is_few ? 1 : (job.num_rows + TOKEN_BLOCK - 1) / TOKEN_BLOCK;
         num_units = job.num_rows ? (job.w.rows + row_block - 1) / row_block * num_tiles : 0;
@@ -164,11 +169,10 @@ Product part_of(const Product& job, int64_t first, int64_t last) {  // rows of x
 void run_units(const Product& job, const Cut& cut, int64_t begin, int64_t end) {
     if (cut.is_few) {
         auto few = job.pairs ? few_pairs : few_rows;
-        const int64_t num_parts = (job.num_rows + FEW - 1) / FEW;
-        if (num_parts <= 1) return few(job, begin * cut.row_block, std::min(job.w.rows, end * cut.row_block));
+        if (job.num_rows <= FEW) return few(job, begin * cut.row_block, std::min(job.w.rows, end * cut.row_block));
         for (int64_t unit = begin; unit < end; unit++)  // what the first rows of x have read of w, the next ones find in the cache
-            for (int64_t i = 0; i < num_parts; i++)
-                few(part_of(job, job.num_rows * i / num_parts, job.num_rows * (i + 1) / num_parts), unit * cut.row_block,
+            for (int64_t first = 0; first < job.num_rows; first += FEW)
+                few(part_of(job, first, std::min<int64_t>(job.num_rows, first + FEW)), unit * cut.row_block,
                     std::min(job.w.rows, (unit + 1) * cut.row_block));
         return;
     }

@@ -50,7 +50,7 @@ def test_same_bits_for_any_rows_threads_and_instruction_set(name: str) -> None:
     expected = linear(x, weight)
     assert _error(expected, reference.linear(x, weight)) <= 1e-5
     for _ in settings():
-        for rows in (1, 2, 3, 4, 5, 7, 60, 61, 150):
+        for rows in (1, 2, 3, 4, 5, 7, 9, 20, 24, 25, 60, 61, 150):
             parts = [linear(part, weight) for part in x.split(rows)]
             assert torch.equal(torch.cat(parts), expected)
 
