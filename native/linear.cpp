@@ -25,7 +25,12 @@ constexpr int MOST_FEW = 24, MOST_FEW_PAIRS = 64;
 #else
 constexpr int MOST_FEW = 24, MOST_FEW_PAIRS = 24;
 #endif
-constexpr int VECTOR_BLOCK = 24;  // rows of w that one thread takes at a time, with few rows of x: a multiple of all above
+
+// Rows of w that one thread takes at a time, with few rows of x: a multiple of most of the numbers above, so that few are left over.
+inline int64_t vector_block(const Product& job) {
+    if (job.w.rows >= 512) return 24;
+    return job.num_rows <= 3 ? 8 : 12;  // of a small matrix each thread shall have its part
+}
 
 // What makes values of the codes of one row and block.
 template <Format F>
@@ -147,7 +152,7 @@ struct Cut {
 
     explicit Cut(const Product& job) {
         is_few = job.pairs ? job.num_rows <= MOST_FEW_PAIRS : job.num_rows <= MOST_FEW && is_regular(job.w);
-        row_block = is_few ? VECTOR_BLOCK : ROW_BLOCK;
+        row_block = is_few ? vector_block(job) : ROW_BLOCK;
         num_tiles = is_few ? 1 : (job.num_rows + TOKEN_BLOCK - 1) / TOKEN_BLOCK;
         num_units = job.num_rows ? (job.w.rows + row_block - 1) / row_block * num_tiles : 0;
         int64_t rows = is_few ? job.num_rows : std::min<int64_t>(TOKEN_BLOCK, job.num_rows);
