@@ -4,6 +4,8 @@
 
 DATA is a folder of `pelagos train prepare`. Every task is asked with words and templates of the held-out side; the
 look-ups also with those that training asks for. "kv N" are N pairs in a list that fills a text of the given length.
+"drafts" is how many of the tokens that multi-token prediction guesses in the engine are right, where the model goes on
+in held-out text and where it answers exercises.
 """
 
 import argparse
@@ -16,14 +18,19 @@ from typing import Any
 
 from pelagos.chat.tokenizer import Tokenizer
 from pelagos.cli.options import use_threads
+from pelagos.engine.config import EngineConfig
+from pelagos.engine.engine import Engine
+from pelagos.engine.params import SamplingParams
+from pelagos.engine.request import Request
 from pelagos.model.places import model_place
 from pelagos.model.transformer import Model
 from pelagos.training.data import open_shards
 from pelagos.training.exercises import attempt_all, held_out_exercises, right
 from pelagos.training.task_documents import Passages
-from pelagos.training.tasks import TASKS, Sample
+from pelagos.training.tasks import TASKS, Sample, last_prompt
 
 MAX_TOKENS, ANSWER_TOKENS, SIDE_BY_SIDE = 1024, 160, 16
+TEXT_TOKENS, CACHE_BYTES = 128, 50_000_000
 PAIRS = ((4, None), (16, None), (4, 256), (4, 1024))
 
 
@@ -36,6 +43,15 @@ def pairs(tokenizer: Tokenizer, number: int, length: int | None, samples: int, *
     for i in range(samples):
         rng = random.Random(f"{number} {length} {i}")
         yield TASKS["kv"].make(rng, TASKS["kv"].knobs(**knobs), tokenizer=tokenizer, held_out=held_out)
+
+
+def drafts(model: Model, tokenizer: Tokenizer, prompts: list[list[int]]) -> dict[str, float]:
+    """Guessed tokens, one a step, that were those that the model then chose, greedily."""
+    engine = Engine(model, EngineConfig(cache_bytes=CACHE_BYTES, draft_tokens=1))
+    params = SamplingParams(temperature=0, max_tokens=ANSWER_TOKENS, stop_ids=tuple(sorted(tokenizer.stop_ids)))
+    for prompt in prompts:  # one after the other: many at once are not drafted for
+        engine.generate([Request(prompt_ids=prompt, params=params)])
+    return {"right": engine.stats().num_accepted, "of": engine.stats().num_drafted}
 
 
 def main() -> None:
@@ -71,6 +87,13 @@ def main() -> None:
             task, options.samples, tokenizer=tokenizer, max_tokens=MAX_TOKENS, seed=0, **texts
         )
         measure(task, list(exercises))
+    texts = [tokenizer.encode(haystack(random.Random(i)))[:TEXT_TOKENS] for i in range(options.samples)]
+    told = [
+        last_prompt(sample, tokenizer).token_ids for sample in pairs(tokenizer, 8, 256, options.samples, held_out=False)
+    ]
+    for name, prompts in (("drafts, held-out text", texts), ("drafts, kv 8, 256, words of training", told)):
+        results[name] = drafts(model, tokenizer, [prompt for prompt in prompts if prompt])
+        print(f"{name:32} {results[name]['right']:3}/{results[name]['of']:<3}", flush=True)
     if options.out is not None:
         options.out.write_text(json.dumps(results, indent=1) + "\n")
 

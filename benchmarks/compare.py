@@ -95,7 +95,8 @@ class Worker:
         if not path.exists():
             raise SystemExit(f"{name} needs {path}: make it with benchmarks/models.py")
         python = sys.executable if engine == "pelagos" else str(peers_python(peers))
-        command = [python, str(HERE / "engines.py"), engine, str(path), "--threads", str(threads)]
+        # -P: transformers looks for a package called kernels, and must not find our file of that name
+        command = [python, "-P", str(HERE / "engines.py"), engine, str(path), "--threads", str(threads)]
         command += ["--dtype", dtype] if dtype else []
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         self.name = name

@@ -22,6 +22,7 @@ from pelagos.model.transformer import AnyState, Model
 from pelagos.training.figures import theme
 
 CHUNK, DECODED = 512, 48
+ON_PAPER = {"ink": "#1b1f24", "muted": "#59636e", "grid": "#d1d9e0", "card": "#ffffff"}
 DECODE_AT = (4096, 32_768, 131_072, 524_288)
 
 
@@ -68,21 +69,31 @@ def read(model: Model, num_tokens: int) -> dict[str, Any]:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    with theme(path.name):
+    with theme(path.name, **ON_PAPER):
         import matplotlib.pyplot as plt
 
         figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), constrained_layout=True)
         positions = [point["position"] / 1024 for point in result["points"]]
         left.plot(
-            positions, [point["us_per_token"] for point in result["points"]], lw=0.8, label="reading, chunks of 512"
+            positions,
+            [point["us_per_token"] for point in result["points"]],
+            color="tab:blue",
+            lw=0.8,
+            label="reading, chunks of 512",
         )
         decoded = result["decode_seconds"]
-        left.plot([n / 1024 for n in decoded], [1e6 * s for s in decoded.values()], "o-", label="decoding one token")
+        left.plot(
+            [n / 1024 for n in decoded],
+            [1e6 * s for s in decoded.values()],
+            "o-",
+            color="tab:orange",
+            label="decoding one token",
+        )
         left.set(xlabel="position, 1,024 tokens", ylabel="µs a token", ylim=(0, None))
         left.legend()
-        right.plot(positions, [point["bytes"] / 2**20 for point in result["points"]])
+        right.plot(positions, [point["bytes"] / 2**20 for point in result["points"]], color="tab:blue")
         right.set(xlabel="position, 1,024 tokens", ylabel="state, MiB", ylim=(0, None))
-        figure.savefig(path, dpi=110)
+        figure.savefig(path, dpi=110, facecolor="white")
 
 
 def main() -> None:
