@@ -23,6 +23,7 @@ from pelagos.model.transformer import Model
 
 KINDS = ("window", "csa", "hca")
 PIECE = 1 << 24
+SPARE = 256  # tokens of the longest context that are decoded behind it
 
 
 def warm(folder: Path) -> None:
@@ -40,7 +41,7 @@ def layer_seconds(folder: Path, contexts: list[int]) -> tuple[dict[int, float], 
     layer: dict[int, float] = {}
     head = 0.0
     for length in contexts:
-        states = [context(model, length)]
+        states = [context(model, min(length, model.config.max_positions - SPARE))]
         layer[length] = seconds_per_step(model, states, num_logits=0)
         head = seconds_per_step(model, states) - layer[length]
     return layer, head
