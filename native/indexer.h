@@ -10,8 +10,8 @@ constexpr int CODE_BLOCK = 32;  // channels under one scale
 // Channels of an index query that is rounded to FP4, as whole numbers: products with the codes of FP4 rows are exact in integers.
 struct IndexCodes {
     int8_t values[CODE_BLOCK];  // twice the E2M1 values; of every 8 channels first the even ones, then the odd: the halves of a row's bytes
-    int32_t bias;       // what a row's codes have too much: they are stored as values from 0 on
-    float scale;        // of twice a value of the query times twice a value of a row
+    int32_t bias;               // what a row's codes have too much: they are stored as values from 0 on
+    float scale;                // of twice a value of the query times twice a value of a row
 };
 
 // One query of one layer, all its heads. Score of a row: sum over heads of w_h * max(0, q_h . row).
