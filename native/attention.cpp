@@ -115,8 +115,10 @@ class Worker {
         return reinterpret_cast<uintptr_t>(query.window) - uintptr_t(query.window_position) * shape_.size * sizeof(float);
     }
     bool belong_together(const AttendQuery& a, const AttendQuery& b) const {
-        return window_origin(a) == window_origin(b) && a.rows == b.rows && !a.chosen == !b.chosen;
+        return !a.ring && !b.ring && window_origin(a) == window_origin(b) && a.rows == b.rows && !a.chosen == !b.chosen;
     }
+
+    void copy_row(const void* from, float* to) const { std::memcpy(to, from, shape_.size * sizeof(float)); }
 
     void finish_tile(const Tile& tile) const {
         float *totals = states_, *spans = states_ + tile_size(shape_) * shape_.state_size();
@@ -140,10 +142,16 @@ class Worker {
         const int64_t begin = (span - 1) * SPAN;
         if (span == 0) {
             auto seen = [](const AttendQuery& query) { return Range{query.window_position, query.window_position + query.num_window}; };
-            add_rows(tile, states, seen, [&](int64_t position, float* to) {
-                const void* from = reinterpret_cast<const void*>(window_origin(first) + uintptr_t(position) * shape_.size * sizeof(float));
-                std::memcpy(to, from, shape_.size * sizeof(float));
-            });
+            const int64_t own = first.window_position + first.num_window - 1;
+            if (first.ring)
+                add_rows(tile, states, seen, [&](int64_t position, float* to) {
+                    if (position == own) return copy_row(first.window, to);
+                    load_row(*first.ring_layout, first.ring + position % first.num_slots * first.ring_layout->bytes, to);
+                });
+            else
+                add_rows(tile, states, seen, [&](int64_t position, float* to) {
+                    copy_row(reinterpret_cast<const void*>(window_origin(first) + uintptr_t(position) * shape_.size * sizeof(float)), to);
+                });
         } else if (first.chosen) {
             for (int64_t i = tile.first; i < tile.last; i++) {
                 const AttendQuery& query = queries_[i];

@@ -11,6 +11,10 @@ struct AttendQuery {
     const float* window = nullptr;  // [num_window, C]: the window rows that this query sees, oldest first, its own last
     int64_t window_position = 0;    // position of the first of them
     int32_t num_window = 0;
+    // With a ring, `window` has the last row alone, and the row of an earlier position t lies as it is stored in slot t % num_slots.
+    const uint8_t* ring = nullptr;
+    const RowLayout* ring_layout = nullptr;
+    int32_t num_slots = 0;
     const Rows* rows = nullptr;        // compressed rows of its sequence; nullptr: none
     int64_t num_visible = 0;           // it sees rows 0 .. num_visible - 1, or
     const int32_t* chosen = nullptr;   // where this is not nullptr: those, ascending

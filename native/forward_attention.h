@@ -176,12 +176,16 @@ inline void second_products(const Pass& p, const Layer& layer) {
     if (layer.has_index) close_windows(p, layer, layer.index_compressor, p.s.index_values, p.s.index_gates, true, p.s.index_rows);
 }
 
+// Whether the rows of a ring are seen by several new tokens, so that it pays to lay them out once.
+inline bool gathers(const SequenceStep& step) { return step.stop - step.start > 1; }
+
 // Window rows of each sequence in one piece: those of the ring, then the new ones.
 inline void gather_window(const Pass& p, const Layer& layer) {
     const int64_t C = p.shape.head_dim;
     float* to = p.s.window;
     for (int64_t i = 0; i < p.job.num_sequences; i++) {
         const SequenceStep& step = p.job.sequences[i];
+        if (!gathers(step)) continue;
         int64_t old = window_rows(layer, step), n = step.stop - step.start;
         Range mine = p.team.share(old + n);
         for (int64_t j = mine.begin; j < mine.end; j++) {
@@ -249,7 +253,14 @@ inline void plan_queries(const Pass& p, const Layer& layer) {
             AttendQuery& query = p.s.queries[t];
             query = {};
             query.q = p.s.q + t * m.num_heads * m.head_dim;
-            query.window = window + (first - (step.position - old)) * m.head_dim;
+            if (gathers(step)) {
+                query.window = window + (first - (step.position - old)) * m.head_dim;
+            } else {
+                query.window = p.s.row + t * m.head_dim;
+                query.ring = step.block + layer.window_at;
+                query.ring_layout = &layer.window_layout;
+                query.num_slots = layer.window - 1;
+            }
             query.window_position = first;
             query.num_window = int32_t(position - first + 1);
             query.out = p.s.attended + t * m.num_heads * m.head_dim;
@@ -273,7 +284,7 @@ inline void plan_queries(const Pass& p, const Layer& layer) {
             query.chosen = chosen;
             query.num_chosen = m.index_topk;
         }
-        window += (old + step.stop - step.start) * m.head_dim;
+        if (gathers(step)) window += (old + step.stop - step.start) * m.head_dim;
     }
     *p.s.num_queries = num_index;
 }
@@ -334,9 +345,9 @@ inline void attention_block(const Pass& p, const Layer& layer, int number) {
     }
     attention_kernels.attend(team, p.s.queries, p.job.num_tokens, p.shape.num_heads, p.shape.head_dim, layer.sink,
                              static_cast<float*>(p.s.attention));
-    keep_state(p, layer);
     team.wait();
     grouped_output(p, layer);
+    keep_state(p, layer);  // not before: queries read the rings
     team.wait();
     if (p.shape.rounds) {
         round_grouped(p);

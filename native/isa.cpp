@@ -12,11 +12,12 @@ extern const RowwiseKernels rowwise_kernels;
 extern const AttentionKernels attention_kernels;
 extern const IndexerKernels indexer_kernels;
 extern const ForwardKernels forward_kernels;
+extern const SamplingKernels sampling_kernels;
 extern const SimdKernels simd_kernels;
 
 Kernels table() {
     return {PELAGOS_STRING(PELAGOS_ISA), linear_kernels, rowwise_kernels, attention_kernels, indexer_kernels, forward_kernels,
-            simd_kernels};
+            sampling_kernels, simd_kernels};
 }
 
 }  // namespace pelagos::PELAGOS_ISA

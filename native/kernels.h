@@ -9,6 +9,7 @@
 #include "indexer.h"
 #include "linear.h"
 #include "rowwise.h"
+#include "sampling.h"
 #include "simd_probe.h"
 
 namespace pelagos {
@@ -20,6 +21,7 @@ struct Kernels {
     AttentionKernels attention;
     IndexerKernels indexer;
     ForwardKernels forward;
+    SamplingKernels sampling;
     SimdKernels simd;
 };
 

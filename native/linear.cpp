@@ -53,7 +53,7 @@ constexpr int64_t VECTOR_BYTES = LANES * (F == Format::float32 ? 32 : F == Forma
 // `num` vectors of one block: all rows side by side, so that their chains of sums overlap.
 template <Format F, int R, int T>
 inline __attribute__((always_inline)) void multiply_vectors_of_block(const uint8_t* const (&codes)[R], int64_t stride, const float (&scale)[R],
-                                                                     int64_t at, int num, const float* const (&x)[T], F16 (&total)[R][T]) {
+                                                                     int64_t at, int num, const float* const (&x)[T], F16 (&total)[T][R]) {
     constexpr int64_t step = VECTOR_BYTES<F>;
     for (int v = 0; v < num; v++) {
         // The rows after these lie behind them: what comes next, where the processor's own prefetching sees R streams that end.
@@ -65,14 +65,14 @@ inline __attribute__((always_inline)) void multiply_vectors_of_block(const uint8
             for (int r = 0; r < R; r++) weights[r] = value(r);
             for (int t = 0; t < T; t++) {
                 F16 input = in(t);
-                for (int r = 0; r < R; r++) total[r][t] = fma(input, weights[r], total[r][t]);
+                for (int r = 0; r < R; r++) total[t][r] = fma(input, weights[r], total[t][r]);
             }
         } else {
             F16 inputs[T];
             for (int t = 0; t < T; t++) inputs[t] = in(t);
             for (int r = 0; r < R; r++) {
                 F16 weight = value(r);
-                for (int t = 0; t < T; t++) total[r][t] = fma(inputs[t], weight, total[r][t]);
+                for (int t = 0; t < T; t++) total[t][r] = fma(inputs[t], weight, total[t][r]);
             }
         }
     }
@@ -87,14 +87,14 @@ inline void multiply_codes(const Product& job, int64_t n) {
     const uint8_t* codes[R];
     RowScales scales[R];
     const float* x[T];
-    F16 total[R][T];
+    F16 total[T][R];
     for (int r = 0; r < R; r++) {
         codes[r] = codes_at(w, n + r, 0);
         if constexpr (HAS_SCALES<F>) scales[r] = RowScales(w, n + r);
     }
     for (int t = 0; t < T; t++) x[t] = row_of(job, t);
     for (int r = 0; r < R; r++)
-        for (int t = 0; t < T; t++) total[r][t] = zero();
+        for (int t = 0; t < T; t++) total[t][r] = zero();
     const int64_t num_blocks = w.cols / block, rest = w.cols % block / LANES, stride = w.cols * code_bits(F) / 8;
     for (int64_t b = 0; b < num_blocks + (rest > 0); b++) {
         float scale[R] = {};
@@ -104,10 +104,10 @@ inline void multiply_codes(const Product& job, int64_t n) {
         else
             multiply_vectors_of_block<F, R, T>(codes, stride, scale, b * vectors, int(rest), x, total);
     }
-    for (int r = 0; r < R; r++) {
-        bool broken = F == Format::fp8 && has_nan_codes(codes[r], w.cols);
-        for (int t = 0; t < T; t++) put_result(job, t, n + r, broken ? NAN : sum(total[r][t]));
-    }
+    for (int t = 0; t < T; t++) put_results(job, t, n, total[t]);
+    for (int r = 0; r < R && F == Format::fp8; r++)
+        if (has_nan_codes(codes[r], w.cols))
+            for (int t = 0; t < T; t++) put_result(job, t, n + r, NAN);
 }
 
 template <Format F, int T>

@@ -30,7 +30,7 @@ inline __attribute__((always_inline)) void each_unit(const Fp8Weights& fp8, cons
 // 64 N columns from `column` on, N = 1 or 2, under one FP8 scale: R rows of w times T rows of x.
 template <Format F, int N, int R, int T>
 inline __attribute__((always_inline)) void add_columns(const uint8_t* codes, int64_t stride, const uint8_t* scales, int64_t scale_stride,
-                                                       int64_t column, const float* const (&x)[T], F16 (&total)[R][T]) {
+                                                       int64_t column, const float* const (&x)[T], F16 (&total)[T][R]) {
     constexpr int bytes = F == Format::fp8 ? 64 : 32;
     Fp8Weights fp8;
     if constexpr (F == Format::fp8) fp8 = Fp8Weights(scales[column / SCALE_COLUMNS]);
@@ -48,13 +48,13 @@ inline __attribute__((always_inline)) void add_columns(const uint8_t* codes, int
             for (int u = 0; u < 2 * UNITS; u++)
                 for (int t = 0; t < T; t++) {
                     Unit in = load_unit(x[t] + packed + u * LANES);
-                    for (int r = 0; r < R; r++) total[r][t] = dot(in, weights[r][u], total[r][t]);
+                    for (int r = 0; r < R; r++) total[t][r] = dot(in, weights[r][u], total[t][r]);
                 }
         } else {
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++)
                 each_unit<F>(fp8, from + r * stride, by + r * scale_stride, [&](int u, Unit weight) __attribute__((always_inline)) {
-                    for (int t = 0; t < T; t++) total[r][t] = dot(load_unit(x[t] + packed + u * LANES), weight, total[r][t]);
+                    for (int t = 0; t < T; t++) total[t][r] = dot(load_unit(x[t] + packed + u * LANES), weight, total[t][r]);
                 });
         }
     }
@@ -66,18 +66,18 @@ inline void multiply_pairs(const Product& job, int64_t n) {
     const uint8_t *codes = codes_at(w, n, 0), *scales = scales_at(w, n);
     const int64_t stride = w.cols * code_bits(F) / 8, scale_stride = R > 1 ? scales_at(w, n + 1) - scales : 0;
     const float* x[T];
-    F16 total[R][T];
+    F16 total[T][R];
     for (int t = 0; t < T; t++) x[t] = row_of(job, t);
-    for (int r = 0; r < R; r++)
-        for (int t = 0; t < T; t++) total[r][t] = zero();
+    for (int t = 0; t < T; t++)
+        for (int r = 0; r < R; r++) total[t][r] = zero();
     int64_t column = 0;
     for (; column + SCALE_COLUMNS <= w.cols; column += SCALE_COLUMNS)
         add_columns<F, 2, R, T>(codes, stride, scales, scale_stride, column, x, total);
     if (column < w.cols) add_columns<F, 1, R, T>(codes, stride, scales, scale_stride, column, x, total);
-    for (int r = 0; r < R; r++) {
-        bool broken = F == Format::fp8 && UNITS == 2 && has_nan_codes(codes + r * stride, w.cols);
-        for (int t = 0; t < T; t++) put_result(job, t, n + r, broken ? NAN : sum(total[r][t]));
-    }
+    for (int t = 0; t < T; t++) put_results(job, t, n, total[t]);
+    for (int r = 0; r < R && F == Format::fp8 && UNITS == 2; r++)
+        if (has_nan_codes(codes + r * stride, w.cols))
+            for (int t = 0; t < T; t++) put_result(job, t, n + r, NAN);
 }
 
 // Whether rows n .. n + num have one FP8 scale a block, or FP4 scales as far apart as the first two.

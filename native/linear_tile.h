@@ -5,6 +5,7 @@
 
 #include "linear.h"
 #include "norm_rope.h"
+#include "row_sums.h"
 #include "simd.h"
 
 namespace pelagos::PELAGOS_ISA {
@@ -26,6 +27,13 @@ inline const float* row_of(const Product& job, int64_t r) { return job.x + (job.
 
 inline void put_result(const Product& job, int64_t row, int64_t column, float y) {
     job.y[row * job.y_stride + column] = job.round ? round_bf16(y) : y;
+}
+
+// The sums of NUM neighbours of a row of y, from `column` on.
+template <int NUM>
+inline void put_results(const Product& job, int64_t row, int64_t column, const F16 (&totals)[NUM]) {
+    F16 y = lane_sums(totals);
+    store_n(job.y + row * job.y_stride + column, job.round ? round_bf16(y) : y, NUM);
 }
 
 // sums += x w^T over `num` whole vectors and `rest` floats of one, MANY rows of x and WIDE rows of w [WIDE, TILE_VECTORS]; sums of row t
@@ -71,8 +79,16 @@ inline void multiply_tile(const Product& job, int64_t n, int num_w, int64_t r, i
                 multiply_block<Kind>(x, weights + i * TILE_VECTORS, count / Kind::COLUMNS, rest, sums + (t * ROW_BLOCK + i) * LANES);
         }
     }
-    for (int t = 0; t < num_x; t++)
-        for (int i = 0; i < num_w; i++) put_result(job, r + t, n + i, sum(load(sums + (t * ROW_BLOCK + i) * LANES)));
+    for (int t = 0; t < num_x; t++) {
+        const float* of_row = sums + t * ROW_BLOCK * LANES;
+        int i = 0;
+        for (; i + 8 <= num_w; i += 8) {
+            F16 totals[8];
+            for (int k = 0; k < 8; k++) totals[k] = load(of_row + (i + k) * LANES);
+            put_results(job, r + t, n + i, totals);
+        }
+        for (; i < num_w; i++) put_result(job, r + t, n + i, sum(load(of_row + i * LANES)));
+    }
 }
 
 }  // namespace pelagos::PELAGOS_ISA

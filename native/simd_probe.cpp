@@ -1,5 +1,6 @@
 #include "simd_probe.h"
 
+#include "row_sums.h"
 #include "simd.h"
 
 namespace pelagos::PELAGOS_ISA {
@@ -21,6 +22,16 @@ void binary(const void* a, const void* b, void* out, int64_t i) {
 template <float (*f)(F16)>
 void reduce(const void* a, const void*, void* out, int64_t i) {
     ((float*)out)[i] = f(load((const float*)a + 16 * i));
+}
+
+// Of blocks that come in multiples of NUM.
+template <int NUM>
+void reduce_many(const void* a, const void*, void* out, int64_t i) {
+    F16 rows[NUM];
+    for (int r = 0; r < NUM; r++) rows[r] = load((const float*)a + 16 * (i / NUM * NUM + r));
+    float t[16];
+    store(t, lane_sums(rows));
+    ((float*)out)[i] = t[i % NUM];
 }
 
 void each_exp1(const void* a, const void*, void* out, int64_t i) {
@@ -78,6 +89,11 @@ constexpr Entry TABLE[] = {
     {"select", binary<smaller_first>},
     // 16 float32 -> one float32
     {"sum", reduce<sum>},
+    {"sums_2", reduce_many<2>},
+    {"sums_3", reduce_many<3>},
+    {"sums_4", reduce_many<4>},
+    {"sums_6", reduce_many<6>},
+    {"sums_8", reduce_many<8>},
     {"largest", reduce<max>},
     // bfloat16 or E4M3 codes -> float32, and back
     {"decode_bf16", decode_bf16},

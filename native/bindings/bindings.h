@@ -24,6 +24,7 @@ void bind_rowwise(nb::module_& m);
 void bind_attention(nb::module_& m);
 void bind_indexer(nb::module_& m);
 void bind_forward(nb::module_& m);
+void bind_sampling(nb::module_& m);
 void bind_tests(nb::module_& m);
 
 }  // namespace pelagos

@@ -21,5 +21,6 @@ NB_MODULE(_native, m) {
     bind_attention(m);
     bind_indexer(m);
     bind_forward(m);
+    bind_sampling(m);
     bind_tests(m);
 }

@@ -54,7 +54,7 @@ class Timeline(SequenceMemory):
         self._block = torch.zeros(self.layout.block_bytes, dtype=torch.uint8)
         self.block = self._block.numpy()
         self.block_address = self._block.data_ptr()
-        self.table = np.zeros(max(8, 2 * len(path)), dtype=np.int32)
+        self._set_table(np.zeros(max(8, 2 * len(path)), dtype=np.int32))
         self.table[: len(path)] = path
         self.num_pages, self.num_filed = len(path), len(path)
         self.draft = DraftMemory(self)
@@ -80,12 +80,15 @@ class Timeline(SequenceMemory):
     def append(self, page: int) -> None:
         """A page of its own, which is the next one in the table."""
         if self.num_pages == len(self.table):
-            self.table = np.concatenate([self.table, np.zeros_like(self.table)])
+            self._set_table(np.concatenate([self.table, np.zeros_like(self.table)]))
         self.table[self.num_pages] = page
         self.num_pages += 1
 
+    def _set_table(self, table: np.ndarray) -> None:
+        self.table, self._table_address = table, table.ctypes.data
+
     def addresses(self) -> tuple[int, int, int]:
-        return self.table.ctypes.data, self.block_address, self.pool.memory.data_ptr()
+        return self._table_address, self.block_address, self.pool.memory.data_ptr()
 
     def load(self, data: np.ndarray, num_tokens: int) -> None:
         """Go on behind ``num_tokens`` tokens, from what ``save`` gave there."""

@@ -1,4 +1,4 @@
-"""The next token of every sequence of a step: greedy ones in one go, the others one by one.
+"""The next token of every sequence of a step: in one go where nothing but the logits counts, the others one by one.
 
 A piece with guesses has logits behind each of them: tokens are chosen in order as long as the guess before was what was
 chosen. Guesses thus change which tokens are read at once, and no token.
@@ -6,71 +6,79 @@ chosen. Guesses thus change which tokens are read at once, and no token.
 
 import logging
 from collections.abc import Iterator
+from typing import NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 from torch import Tensor
 
 from pelagos.common.errors import PelagosError
-from pelagos.engine.sampler import Sampled, sample
+from pelagos.engine.sampler import Sampled, checked_token, choose, sample, token_choice
 from pelagos.engine.sequence import Batch, Piece, Sequence
+from pelagos.ops.cpu.sampling import TokenChoice
 
 _log = logging.getLogger(__name__)
+
+
+class _Turn(NamedTuple):
+    """A sequence that asked for logits, and which row of them is its first."""
+
+    piece: Piece
+    sequence: Sequence
+    row: int
+
+    @property
+    def is_free(self) -> bool:
+        return self.sequence.job.params.is_free and self.sequence.constraint is None
 
 
 def choose_tokens(batch: Batch, logits: Tensor) -> Iterator[tuple[Sequence, str | None]]:
     """Append to each sequence that asked for logits its next tokens; yields it with what went wrong with it, if
     something did. ``logits``: [N, V], one piece's rows behind another's. Guesses that were wrong are rewound."""
-    if not len(logits):
-        return
-    # Not torch's argmax: its threads and those of the native kernels would wait for the same cores.
-    rows_of_numbers = logits.numpy()
-    best = rows_of_numbers.argmax(axis=1)  # documented to return the first of equal entries
-    is_finite = np.isfinite(rows_of_numbers[np.arange(len(best)), best]).tolist()
-    greedy = best.tolist()
-    _heed_biases(batch, rows_of_numbers, greedy)
+    turns = list(_turns(batch))
+    chosen = iter(choose(logits, _choices(turns)) if turns else ())
+    for turn in turns:
+        tokens = [next(chosen) for _ in range(turn.piece.num_logits)] if turn.is_free else None
+        try:
+            _extend(turn, logits, tokens)
+        except PelagosError as error:
+            yield turn.sequence, str(error)
+        except Exception:  # of one sequence's making: its neighbours in the step go on
+            _log.exception("the next token of request %s could not be chosen", turn.sequence.job.request_id)
+            yield turn.sequence, "the next token could not be chosen: see the log"
+        else:
+            yield turn.sequence, None
+
+
+def _turns(batch: Batch) -> Iterator[_Turn]:
     row = 0
     for piece in batch:
         if piece.num_logits == 0:
             continue
-        rows = slice(row, row + piece.num_logits)
-        row = rows.stop
-        is_first = piece.sequence.num_ids == piece.sequence.job.num_prompt_tokens
-        for sequence in piece.sequence.job.sequences if is_first else (piece.sequence,):
-            try:
-                _extend(piece, sequence, logits[rows], greedy[rows], is_finite[rows])
-            except PelagosError as error:
-                yield sequence, str(error)
-            except Exception:  # of one sequence's making: its neighbours in the step go on
-                _log.exception("the next token of request %s could not be chosen", sequence.job.request_id)
-                yield sequence, "the next token could not be chosen: see the log"
-            else:
-                yield sequence, None
-
-
-def _heed_biases(batch: Batch, rows_of_numbers: npt.NDArray[np.float32], greedy: list[int]) -> None:
-    """Choose again where biases are all that keeps a token from being that of the largest logit."""
-    row = 0
-    for piece in batch:
-        params = piece.sequence.job.params
-        if params.logit_bias and params.is_plain and piece.sequence.constraint is None:
-            ids, values = zip(*params.logit_bias, strict=True)
-            for i in range(row, row + piece.num_logits):
-                numbers = rows_of_numbers[i].copy()
-                np.add.at(numbers, list(ids), np.array(values, dtype=numbers.dtype))
-                greedy[i] = int(numbers.argmax())
+        job = piece.sequence.job
+        is_first = piece.sequence.num_ids == job.num_prompt_tokens
+        for sequence in job.sequences if is_first else (piece.sequence,):
+            yield _Turn(piece, sequence, row)
         row += piece.num_logits
 
 
-def _extend(piece: Piece, sequence: Sequence, logits: Tensor, greedy: list[int], is_finite: list[bool]) -> None:
-    job, params = sequence.job, sequence.job.params
-    is_plain = params.is_plain and sequence.constraint is None
+def _choices(turns: list[_Turn]) -> list[TokenChoice]:
+    """What free sequences want, behind each guess as if it were right."""
+    return [
+        token_choice(turn.sequence.job.params, turn.sequence.num_ids + i, turn.row + i, turn.sequence.choice)
+        for turn in turns
+        if turn.is_free
+        for i in range(turn.piece.num_logits)
+    ]
+
+
+def _extend(turn: _Turn, logits: Tensor, tokens: list[int] | None) -> None:
+    """``tokens``: those of a free sequence."""
+    piece, sequence, job = turn.piece, turn.sequence, turn.sequence.job
     num_accepted = 0
     for i in range(piece.num_logits):
-        if is_plain and is_finite[i]:
-            sequence.append(Sampled(token_id=greedy[i]))
+        if tokens is not None:
+            sequence.append(Sampled(token_id=checked_token(tokens[i], sequence.num_ids)))
         else:
-            sequence.append(_sampled(sequence, logits[i]))
+            sequence.append(_sampled(sequence, logits[turn.row + i]))
         is_guessed = (
             i < piece.num_drafts and sequence.ids[sequence.num_ids - 1] == piece.token_ids[i - piece.num_drafts]
         )

@@ -66,11 +66,10 @@ class SamplingParams:
                 raise ConfigError(f"{name} must have token ids from 0 to {vocab_size - 1}, got {max(ids)}")
 
     @property
-    def is_plain(self) -> bool:
-        """Whether the next token is that of the largest logit with its bias, whatever came before, with nothing to
-        report."""
-        untouched = self.allowed_ids is None and self.logprobs is None
-        return self.temperature == 0 and untouched and not self.uses_history
+    def is_free(self) -> bool:
+        """Whether tokens are chosen from the logits as they are, whatever came before, with nothing to report."""
+        untouched = not self.logit_bias and self.allowed_ids is None and self.logprobs is None
+        return untouched and not self.uses_history
 
     @property
     def uses_history(self) -> bool:

@@ -18,9 +18,9 @@ class Runner(ABC):
     """Owns the model's forward pass."""
 
     @abstractmethod
-    def run(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """The logits that the pieces ask for, one piece's behind another's, [N, V]; and for each piece the residual
-        streams [T, M, D] of its tokens, or none at all where nothing is drafted. All float32."""
+    def run(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """The logits that the pieces ask for, one piece's behind another's, [N, V]; and the residual streams of all
+        their tokens, [T, M, D], or of none where nothing is drafted. Both float32."""
 
 
 class NativeRunner(Runner):
@@ -28,25 +28,25 @@ class NativeRunner(Runner):
         assert model.native is not None
         self.native, self._vocab_size = model.native, model.config.vocab_size
 
-    def run(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        logits: list[Tensor] = []
-        streams: list[Tensor] = []
-        for part in _passes(batch):
-            logits.append(self._pass(part, streams))
-        return torch.cat(logits) if len(logits) > 1 else logits[0], streams
+    def run(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        passes = [self._pass(part) for part in _passes(batch)]
+        if len(passes) == 1:
+            return passes[0]
+        logits, streams = zip(*passes, strict=True)
+        return torch.cat(logits), torch.cat(streams)
 
-    def _pass(self, batch: Batch, streams: list[Tensor]) -> Tensor:
+    def _pass(self, batch: Batch) -> tuple[Tensor, Tensor]:
         lengths = [len(piece.token_ids) for piece in batch]
         flat = torch.from_numpy(np.concatenate([piece.token_ids for piece in batch]))
-        out = self.native.new_streams(len(flat))
-        self.native.advance(flat, lengths, [piece.sequence.timeline for piece in batch], out)
-        streams += torch.split(out, lengths)
+        streams = self.native.new_streams(len(flat))
+        self.native.advance(flat, lengths, [piece.sequence.timeline for piece in batch], streams)
         rows: list[int] = []
         end = 0
         for piece, length in zip(batch, lengths, strict=True):
             end += length
             rows += range(end - piece.num_logits, end)
-        return self.native.output(out, rows) if rows else out.new_empty(0, self._vocab_size)
+        logits = self.native.output(streams, rows) if rows else streams.new_empty(0, self._vocab_size)
+        return logits, streams
 
 
 def _passes(batch: Batch) -> list[Batch]:
@@ -67,7 +67,7 @@ class PlainRunner(Runner):
     def __init__(self, model: Model) -> None:
         self._model = model
 
-    def run(self, batch: Batch) -> tuple[Tensor, list[Tensor]]:
+    def run(self, batch: Batch) -> tuple[Tensor, Tensor]:
         ids = [torch.from_numpy(piece.token_ids.astype(np.int64)) for piece in batch]
         states = [piece.sequence.timeline.state for piece in batch]
         rows: dict[int, Tensor] = {}
@@ -78,4 +78,4 @@ class PlainRunner(Runner):
                     [ids[i] for i in chosen], [states[i] for i in chosen], num_logits=num_logits
                 )
                 rows.update(zip(chosen, parts, strict=True))
-        return torch.cat([rows[i] for i in range(len(batch))]), []
+        return torch.cat([rows[i] for i in range(len(batch))]), torch.empty(0)

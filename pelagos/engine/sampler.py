@@ -15,6 +15,8 @@ from torch import Tensor
 
 from pelagos.common.errors import PelagosError, UsageError
 from pelagos.engine.params import SamplingParams
+from pelagos.ops.cpu.module import native
+from pelagos.ops.cpu.sampling import NONE_ALLOWED, NOT_FINITE, TokenChoice, choose_tokens
 from pelagos.ops.reference import sampling
 
 
@@ -48,6 +50,38 @@ def uniform(seed: int, position: int, choice: int = 0) -> float:
     return float(np.random.Generator(np.random.Philox(key=seed + (choice << 64), counter=position)).random())
 
 
+def choose(logits: Tensor, choices: Sequence[TokenChoice]) -> list[int]:
+    """Token ids, NOT_FINITE or NONE_ALLOWED, of rows of the model's logits [N, V] float32, one for each choice: by the
+    native kernels where they are built, else as the reference has it."""
+    if native() is not None:
+        return choose_tokens(logits.contiguous(), choices)
+    return [_choose(logits[one.row], one) for one in choices]
+
+
+def token_choice(
+    params: SamplingParams, position: int, row: int = 0, choice: int = 0, allowed: Tensor | None = None
+) -> TokenChoice:
+    """What ``params`` want of the token at ``position``, but for what changes the logits."""
+    if params.temperature == 0:
+        return TokenChoice(row, allowed=allowed)
+    assert params.seed is not None
+    top_k = params.top_k or 0
+    return TokenChoice(
+        row, params.temperature, top_k, params.top_p, params.min_p, params.seed, choice, position, allowed
+    )
+
+
+def checked_token(token_id: int, position: int) -> int:
+    """Raise PelagosError for what ``choose`` gives in place of a token."""
+    if token_id == NOT_FINITE:
+        raise PelagosError(
+            f"the model's logits for position {position} are not finite: its weights or a kernel are broken"
+        )
+    if token_id == NONE_ALLOWED:
+        raise UsageError("the grammar and the allowed tokens leave no token to choose")
+    return token_id
+
+
 def sample(
     logits: Tensor,
     params: SamplingParams,
@@ -64,11 +98,8 @@ def sample(
     allows. Raises PelagosError if the logits are NaN, +inf, or all -inf, or if no token is left.
     """
     logits = logits.cpu()
-    if not math.isfinite(logits.max().item()):
-        raise PelagosError(
-            f"the model's logits for position {position} are not finite: its weights or a kernel are broken"
-        )
-    token_id = _choose(_allowed(logits, params, mask), params, history, position, choice)
+    wanted = token_choice(params, position, 0, choice, _allowed(len(logits), params, mask))
+    token_id = checked_token(choose(_weighted(logits, params, history)[None], [wanted])[0], position)
     if params.logprobs is None:
         return Sampled(token_id=token_id)
     values = sampling.log_probabilities(logits)
@@ -77,34 +108,40 @@ def sample(
     return Sampled(token_id=token_id, logprob=values[token_id].item(), top_logprobs=top)
 
 
-def _allowed(logits: Tensor, params: SamplingParams, mask: Tensor | None) -> Tensor:
-    """Logits with the biases added, -inf for what may not be chosen."""
+def _weighted(logits: Tensor, params: SamplingParams, history: History | None) -> Tensor:
+    """Logits with biases and penalties."""
     if params.logit_bias:
         ids, values = zip(*params.logit_bias, strict=True)
         logits = logits.index_add(0, torch.tensor(ids), torch.tensor(values, dtype=logits.dtype))
-    if params.allowed_ids is not None:
-        allowed = torch.zeros(len(logits), dtype=torch.bool)
-        allowed[torch.tensor(params.allowed_ids)] = True
-        mask = allowed if mask is None else mask & allowed
-    if mask is None:
-        return logits
-    logits = logits.masked_fill(~mask, -torch.inf)
-    if math.isinf(logits.max().item()):
-        raise UsageError("the grammar and the allowed tokens leave no token to choose")
-    return logits
-
-
-def _choose(logits: Tensor, params: SamplingParams, history: History | None, position: int, choice: int) -> int:
     if params.uses_history:
         assert history is not None
         logits = sampling.penalize_repetition(logits, history.seen, params.repetition_penalty)
         logits = sampling.penalize_counts(logits, history.counts, params.presence_penalty, params.frequency_penalty)
-    if params.temperature == 0:
+    return logits
+
+
+def _allowed(vocab_size: int, params: SamplingParams, mask: Tensor | None) -> Tensor | None:
+    """Which tokens may be chosen, [V] bool; None: all."""
+    if params.allowed_ids is None:
+        return mask
+    allowed = torch.zeros(vocab_size, dtype=torch.bool)
+    allowed[torch.tensor(params.allowed_ids)] = True
+    return allowed if mask is None else mask & allowed
+
+
+def _choose(logits: Tensor, wanted: TokenChoice) -> int:
+    """``choose`` of one row, by the reference."""
+    if not math.isfinite(logits.max().item()):
+        return NOT_FINITE
+    if wanted.allowed is not None:
+        logits = logits.masked_fill(~wanted.allowed, -torch.inf)
+        if math.isinf(logits.max().item()):
+            return NONE_ALLOWED
+    if wanted.temperature == 0:
         return int(sampling.greedy(logits))
-    assert params.seed is not None
-    logits = sampling.apply_temperature(logits, params.temperature)
-    if params.top_k is not None:
-        logits = sampling.keep_top_k(logits, params.top_k)
-    logits = sampling.keep_min_p(sampling.keep_top_p(logits, params.top_p), params.min_p)
-    number = torch.tensor(uniform(params.seed, position, choice), dtype=torch.float64)
+    logits = sampling.apply_temperature(logits, wanted.temperature)
+    if wanted.top_k:
+        logits = sampling.keep_top_k(logits, wanted.top_k)
+    logits = sampling.keep_min_p(sampling.keep_top_p(logits, wanted.top_p), wanted.min_p)
+    number = torch.tensor(uniform(wanted.seed, wanted.position, wanted.choice), dtype=torch.float64)
     return int(sampling.choose(sampling.probabilities(logits), number))

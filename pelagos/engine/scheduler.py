@@ -156,8 +156,9 @@ class Scheduler:
 
 def _next_tokens(sequence: Sequence) -> Piece:
     """What is known behind the timeline's end, and guesses behind that."""
-    drafts = np.array(sequence.drafts, dtype=np.int32)
-    token_ids = np.concatenate([sequence.pending, drafts]) if len(drafts) else sequence.pending
+    drafts, token_ids = sequence.drafts, sequence.pending
+    if drafts:
+        token_ids = np.concatenate([token_ids, np.array(drafts, dtype=np.int32)])
     return Piece(
         sequence=sequence,
         start=sequence.timeline.num_tokens,

@@ -60,13 +60,14 @@ class Drafter:
             if piece.num_drafts:
                 piece.sequence.timeline.mark()
 
-    def draft(self, batch: Batch, streams: list[Tensor]) -> None:
-        """After tokens were chosen: guess the ones behind them. ``streams``: what the main model made of each piece."""
+    def draft(self, batch: Batch, streams: Tensor) -> None:
+        """After tokens were chosen: guess the ones behind them. ``streams`` [T, M, D]: what the main model made of the
+        pieces' tokens."""
         if not self.is_drafting or sum(piece.num_logits > 0 for piece in batch) > self.config.max_drafting:
             return
         seen: list[_Seen] = []
         room = MAX_BATCH_TOKENS
-        for piece, stream in zip(batch, streams, strict=True):
+        for piece, stream in zip(batch, streams.split([len(piece.token_ids) for piece in batch]), strict=True):
             part = self._seen(piece, stream)
             if part is not None and len(part.next_ids) <= room:
                 room -= len(part.next_ids)

@@ -9,6 +9,7 @@ Shapes: T new tokens of all sequences, M streams, D width, V vocabulary.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -110,8 +111,8 @@ class NativeForward:
             state.reserve(state.num_tokens + length)
             steps.append((begin, begin + length, state.num_tokens, *state.addresses()))
             begin += length
-        table = torch.tensor(steps, dtype=torch.int64)
-        self._forward.forward(is_draft, token_ids.data_ptr(), begin, table.data_ptr(), len(steps), streams.data_ptr())
+        table = np.array(steps, dtype=np.int64)
+        self._forward.forward(is_draft, token_ids.data_ptr(), begin, table.ctypes.data, len(steps), streams.data_ptr())
         for length, state in zip(lengths, states, strict=True):
             state.num_tokens += length
 
@@ -121,9 +122,9 @@ class NativeForward:
 
     def output(self, streams: Tensor, rows: Sequence[int], *, is_draft: bool = False) -> Tensor:
         """Logits [N, V] float32 behind these rows of ``streams``."""
-        numbers = torch.tensor(rows, dtype=torch.int32)
+        numbers = np.array(rows, dtype=np.int32)
         logits = torch.empty(len(rows), self._config.vocab_size)
-        self._forward.output(is_draft, streams.data_ptr(), numbers.data_ptr(), len(rows), logits.data_ptr())
+        self._forward.output(is_draft, streams.data_ptr(), numbers.ctypes.data, len(rows), logits.data_ptr())
         return logits
 
     def _pass(self, token_ids: Sequence[Tensor], states: Sequence[SequenceMemory], pieces: "list[Piece]") -> Tensor:

@@ -48,7 +48,7 @@ class Recorder:
     def __post_init__(self) -> None:
         run = self.engine.runner.run
 
-        def recorded(batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        def recorded(batch: Batch) -> tuple[Tensor, Tensor]:
             logits, streams = run(batch)
             row = 0
             for piece in batch:

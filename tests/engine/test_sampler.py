@@ -17,10 +17,18 @@ from transformers.generation.logits_process import (
 )
 
 from pelagos.common.errors import PelagosError
+from pelagos.engine import sampler
 from pelagos.engine.params import SamplingParams
 from pelagos.engine.sampler import History, sample, uniform
 
 MASK = (1 << 64) - 1
+
+
+@pytest.fixture(params=["native", "reference"], autouse=True)
+def implementation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of this holds with and without the native kernels."""
+    if request.param == "reference":
+        monkeypatch.setattr(sampler, "native", lambda: None)
 
 
 def philox(key: int, counter: int) -> float:

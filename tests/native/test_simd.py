@@ -110,12 +110,14 @@ def test_binary(module: ModuleType, name: str) -> None:
 
 
 def test_sums_add_lanes_as_one_tree(module: ModuleType) -> None:
-    x = np.random.default_rng(4).standard_normal((4096, 16)).astype(np.float32)
+    x = np.random.default_rng(4).standard_normal((4800, 16)).astype(np.float32)
     y = on_every_isa(module, "sum", x, shrink=16)
     tree = x
     for half in (8, 4, 2, 1):
         tree = tree[:, :half] + tree[:, half:]
     assert (y == tree[:, 0]).all()
+    for num in (2, 3, 4, 6, 8):
+        assert (on_every_isa(module, f"sums_{num}", x, shrink=16) == y).all(), num
     assert (on_every_isa(module, "largest", x, shrink=16) == x.max(1)).all()
 
 
