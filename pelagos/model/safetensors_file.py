@@ -32,6 +32,8 @@ from pelagos.common.fields import show
 MAX_HEADER_BYTES = 100_000_000
 _MAX_NUMBERS = 1 << 48  # of one tensor; far above any file, far below what overflows 64 bits
 _MAX_DIMS = 8
+_LARGE_PAGE = 2 << 20
+_LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 DTYPES = {
     "F64": torch.float64,
@@ -63,11 +65,16 @@ class FileTensor:
 
 @dataclass(kw_only=True)
 class SafetensorsFile:
-    """A file whose header is known to be sound. Its data is mapped into memory when the first tensor is asked for."""
+    """A file whose header is known to be sound. Its data is mapped into memory when the first tensor is asked for.
+
+    ``in_large_pages``: read whole into memory of its own instead, in pages of 2 MiB where the system has them: whoever
+    goes through all of it again and again then spends no time on looking up pages.
+    """
 
     path: Path
     num_bytes: int
     tensors: Mapping[str, FileTensor]
+    in_large_pages: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def tensor(self, name: str) -> Tensor:
@@ -85,15 +92,39 @@ class SafetensorsFile:
 
     @cached_property
     def _map(self) -> mmap.mmap:
-        # Private and writable: torch wants writable memory. Linux refuses such a map if it is larger than memory,
-        # unless told to reserve none; Python 3.11 has no name for that flag.
-        reserve_none = 0x4000 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64") else 0
-        protection = mmap.PROT_READ | mmap.PROT_WRITE
         try:
             with self.path.open("rb") as file:
-                return mmap.mmap(file.fileno(), self.num_bytes, flags=mmap.MAP_PRIVATE | reserve_none, prot=protection)
+                if self.in_large_pages and _has_large_pages():
+                    return _copied(file, self.num_bytes)
+                return _mapped(file, self.num_bytes)
         except (OSError, ValueError) as error:  # ValueError: shorter than num_bytes
             raise CheckpointError(str(self.path), [f"cannot be mapped into memory: {error}"]) from error
+
+
+def _mapped(file: BinaryIO, num_bytes: int) -> mmap.mmap:
+    # Private and writable: torch wants writable memory. Linux refuses such a map if it is larger than memory,
+    # unless told to reserve none; Python 3.11 has no name for that flag.
+    reserve_none = 0x4000 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64") else 0
+    protection = mmap.PROT_READ | mmap.PROT_WRITE
+    return mmap.mmap(file.fileno(), num_bytes, flags=mmap.MAP_PRIVATE | reserve_none, prot=protection)
+
+
+def _has_large_pages() -> bool:
+    try:
+        return "[never]" not in _LARGE_PAGES.read_text()
+    except OSError:
+        return False
+
+
+def _copied(file: BinaryIO, num_bytes: int) -> mmap.mmap:
+    # Linux places only whole multiples of a large page where large pages begin.
+    size = -(-num_bytes // _LARGE_PAGE) * _LARGE_PAGE
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has small pages
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    with memoryview(memory) as view:
+        if file.readinto(view[:num_bytes]) < num_bytes:  # type: ignore[attr-defined]
+            raise ValueError("the file is shorter than it was")
+    return memory
 
 
 def open_file(path: Path) -> SafetensorsFile:

@@ -4,6 +4,7 @@ import struct
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -96,10 +97,12 @@ def test_a_tensor_at_an_odd_offset_is_read_right(tmp_path: Path) -> None:
         assert file.tensor("half").tolist() == [[1.0, 2.0]]
 
 
-def test_writing_to_a_tensor_leaves_the_file_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_large_pages", [False, True])
+def test_writing_to_a_tensor_leaves_the_file_alone(tmp_path: Path, in_large_pages: bool) -> None:
     path = write_raw(tmp_path / "a", {"x": F32}, struct.pack("<2f", 1, 2))
     before = path.read_bytes()
-    tensor = open_file(path).tensor("x")
+    tensor = replace(open_file(path), in_large_pages=in_large_pages).tensor("x")
+    assert tensor.tolist() == [1, 2]
     tensor.fill_(9)
     assert tensor.tolist() == [9, 9]
     assert path.read_bytes() == before
@@ -117,9 +120,10 @@ def test_a_file_larger_than_memory_is_mapped(tmp_path: Path) -> None:
     assert tensor[rows // 2].sum() == 0
 
 
-def test_a_file_cut_after_it_was_opened_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_large_pages", [False, True])
+def test_a_file_cut_after_it_was_opened_is_an_error(tmp_path: Path, in_large_pages: bool) -> None:
     path = write_raw(tmp_path / "a", {"x": F32}, bytes(8))
-    file = open_file(path)
+    file = replace(open_file(path), in_large_pages=in_large_pages)
     os.truncate(path, 20)
     with pytest.raises(CheckpointError, match="cannot be mapped"):
         file.tensor("x")
