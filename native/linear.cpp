@@ -57,7 +57,8 @@ inline __attribute__((always_inline)) void multiply_vectors_of_block(const uint8
     constexpr int64_t step = VECTOR_BYTES<F>;
     for (int v = 0; v < num; v++) {
         // The rows after these lie behind them: what comes next, where the processor's own prefetching sees R streams that end.
-        for (int r = 0; r < R && (at + v) * step % 64 == 0; r++) __builtin_prefetch(codes[r] + R * stride + (at + v) * step, 0, 2);
+        const int64_t ahead = prefetch_distance(R * stride);
+        for (int r = 0; r < R && (at + v) * step % 64 == 0; r++) __builtin_prefetch(codes[r] + ahead + (at + v) * step, 0, 2);
         auto in = [&](int t) { return load(x[t] + (at + v) * LANES); };
         auto value = [&](int r) { return Decoder<F>(scale[r]).load(codes[r] + (at + v) * step); };
         if constexpr (R < T) {  // the fewer ones stay in registers
@@ -188,6 +189,13 @@ void run_units(const Product& job, const Cut& cut, int64_t begin, int64_t end) {
     }
 }
 
+// The first rows of a matrix, which nothing would fetch before they are wanted. Scales come by themselves.
+void prefetch_start(const Product& job) {
+    const uint8_t* codes = static_cast<const uint8_t*>(job.w.codes);
+    const int64_t size = std::min(prefetch_distance(0), job.w.rows * job.w.cols * code_bits(job.w.format) / 8);
+    for (int64_t i = 0; i < size; i += 64) __builtin_prefetch(codes + i, 0, 2);
+}
+
 void linear(const Team& team, const Product* products, int num_products) {
     int64_t total = 0, at = 0;
     for (int p = 0; p < num_products; p++) {
@@ -202,6 +210,8 @@ void linear(const Team& team, const Product* products, int num_products) {
         };
         if (cut.num_units && to > at) {
             int64_t begin = from <= at ? 0 : unit_at(from), end = unit_at(to);
+            const bool is_last = p + 1 == num_products || at + cut.num_units * cut.cost >= to;
+            if (begin < end && !is_last) prefetch_start(products[p + 1]);
             if (begin < end) run_units(products[p], cut, begin, end);
         }
         at += cut.num_units * cut.cost;

@@ -38,7 +38,8 @@ inline __attribute__((always_inline)) void add_columns(const uint8_t* codes, int
         const uint8_t *from = codes + column * bytes / 64, *by = scales + column / PAIR_COLUMNS;
         const int64_t packed = packed_at(column);
         // The rows after these lie behind them: what comes next, where the processor's own prefetching sees R streams that end.
-        for (int r = 0; r < R && i * bytes % 64 == 0; r++) __builtin_prefetch(from + (R + r) * stride, 0, 2);
+        const int64_t ahead = prefetch_distance(R * stride);
+        for (int r = 0; r < R && i * bytes % 64 == 0; r++) __builtin_prefetch(from + r * stride + ahead, 0, 2);
         if constexpr (T > REUSE) {  // x is loaded once for all rows of w
             Unit weights[R][2 * UNITS];
 #pragma GCC unroll 8

@@ -23,6 +23,9 @@ constexpr int FEW = 4;
 constexpr int ROW_BLOCK = 32, TOKEN_BLOCK = 60;  // rows of w, rows of x of a tile
 constexpr int TILE_VECTORS = 32;                 // of a row of w: a tile has 64 KB of weights, 120 KB of x, 120 KB of sums
 
+// How far ahead codes are fetched, at least: what memory gives while it is waited for.
+inline int64_t prefetch_distance(int64_t bytes_at_once) { return std::max<int64_t>(4096, bytes_at_once); }
+
 inline const float* row_of(const Product& job, int64_t r) { return job.x + (job.row_ids ? job.row_ids[r] : r) * job.x_stride; }
 
 inline void put_result(const Product& job, int64_t row, int64_t column, float y) {
