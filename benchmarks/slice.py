@@ -1,14 +1,16 @@
 """Decoding speed of a released model that does not fit here, from one layer of each kind at its real width.
 
-    python benchmarks/slice.py FOLDER [--preset flash] [--contexts 4096,131072,1048576] [--out FILE.jsonl]
+    python benchmarks/slice.py FOLDER [--preset flash] [--contexts 4096,131072,1048576] [--discard] [--out FILE.jsonl]
 
 FOLDER gets a checkpoint per kind of layer, with random weights in the official formats (benchmarks/make_slice.py;
-about 6 GB each for flash), unless it has them already. A token's time in one layer of each kind, times the number of
-such layers, plus the head, is the time of the whole model, if it were in memory.
+about 6 GB each for flash, 17 for pro), unless it has them already; --discard deletes each once it was timed. A token's
+time in one layer of each kind, times the number of such layers, plus the head, is the time of the whole model, if it
+were in memory.
 """
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,7 @@ def main() -> None:
     parser.add_argument("--preset", choices=("flash", "pro"), default="flash")
     parser.add_argument("--contexts", default="4096,131072,1048576", help="tokens before the one that is timed")
     parser.add_argument("--threads", type=int, default=None, help="default: one per usable core")
+    parser.add_argument("--discard", action="store_true", help="delete each checkpoint once it was timed")
     parser.add_argument("--out", type=Path, default=None, help="append the report to this file")
     options = parser.parse_args()
     threads = use_threads(options.threads)
@@ -60,11 +63,13 @@ def main() -> None:
     whole = preset(options.preset)
     seconds: dict[str, dict[int, float]] = {}
     head = 0.0
-    for kind in KINDS:
+    for kind in (kind for kind in KINDS if any(layer.kind == kind for layer in whole.layers)):
         folder = options.folder / f"{options.preset}-{kind}"
         if not (folder / "config.json").exists():
             make_slice(folder, slice_config(options.preset, [kind]))
         seconds[kind], head = layer_seconds(folder, contexts)
+        if options.discard:
+            shutil.rmtree(folder)
         times = "  ".join(f"{1e3 * seconds[kind][n]:8.2f} at {n:,}" for n in contexts)
         print(f"{kind:6} layer, ms a token: {times}; head {1e3 * head:.1f}", flush=True)
     machine = machine_record(threads)
