@@ -30,7 +30,7 @@ from pelagos.training.overrides import with_settings
 from pelagos.training.session import train
 from pelagos.training.tasks import TASKS, Sample
 
-LENGTHS = (96, 160, 256, 512, 1024)
+LENGTHS = (48, 96, 160, 256, 512, 1024)
 ANSWER_TOKENS, SIDE_BY_SIDE = 24, 16
 
 
