@@ -39,12 +39,14 @@ class Rates:
 @dataclass(frozen=True, kw_only=True)
 class Kernels:
     """The native kernels. ``compiled``: instruction sets of this build; ``available``: those that the processor runs,
-    best first; ``chosen``: the one that is used, None where PyTorch computes; ``num_threads``: of their pool."""
+    best first; ``chosen``: the one that is used, None where PyTorch computes; ``num_threads``: of their pool;
+    ``memory_nodes``: those that pages are taken from in turns, none where there is one node."""
 
     compiled: list[str]
     available: list[str]
     chosen: str | None
     num_threads: int | None
+    memory_nodes: list[int]
     reason: str
 
 
@@ -105,7 +107,7 @@ def describe_kernels() -> Kernels:
     """What there is of native kernels, and what runs on the CPU."""
     import torch
 
-    from pelagos.ops.cpu.module import native
+    from pelagos.ops.cpu.module import memory_nodes, native
     from pelagos.ops.dispatch import choose_implementation
 
     module, chosen = native(), choose_implementation(torch.device("cpu"))
@@ -114,6 +116,7 @@ def describe_kernels() -> Kernels:
         available=module.available_isas() if module else [],
         chosen=chosen.isa,
         num_threads=module.num_threads() if module else None,
+        memory_nodes=list(memory_nodes()),
         reason=chosen.reason,
     )
 
@@ -237,12 +240,15 @@ def _machine_lines(machine: "Machine") -> list[tuple[str, str]]:
 
 
 def _kernel_lines(kernels: Kernels) -> list[tuple[str, str]]:
-    return [
+    lines = [
         ("built for", ", ".join(kernels.compiled) or "nothing"),
         ("runs here", ", ".join(kernels.available) or "nothing"),
         ("used", "none" if kernels.chosen is None else f"{kernels.chosen}, {kernels.num_threads} threads"),
         ("why", kernels.reason),
     ]
+    if kernels.memory_nodes:
+        lines.append(("memory", f"pages in turns from nodes {', '.join(map(str, kernels.memory_nodes))}"))
+    return lines
 
 
 def _op_lines(choices: "list[Choice]") -> list[tuple[str, str]]:

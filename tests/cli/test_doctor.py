@@ -31,7 +31,12 @@ MACHINE = Machine(
 GPU = Accelerator(kind="cuda", num_devices=2, models=("H100",))
 TILE = Probe(tile_rows=16, reason="rows agree")
 KERNELS = Kernels(
-    compiled=["avx2", "generic"], available=["avx2", "generic"], chosen="avx2", num_threads=3, reason="the best"
+    compiled=["avx2", "generic"],
+    available=["avx2", "generic"],
+    chosen="avx2",
+    num_threads=3,
+    memory_nodes=[],
+    reason="the best",
 )
 LIBRARIES: dict[str, str | None] = {"torch": "2.13.0"}
 

@@ -6,6 +6,7 @@ from importlib import import_module
 from types import ModuleType
 
 from pelagos.common.cores import default_num_threads
+from pelagos.common.memory_nodes import spread_pages
 
 _NAME = "pelagos.ops.cpu._native"
 _NOT_BUILT = (
@@ -18,6 +19,7 @@ _NOT_BUILT = (
 class _Loaded:
     module: ModuleType | None
     reason: str | None
+    nodes: tuple[int, ...] = ()
 
 
 @cache
@@ -31,7 +33,8 @@ def _load() -> _Loaded:
     except ImportError as error:  # built, but for another system or C++ library
         return _Loaded(module=None, reason=f"the native kernels do not load ({error}); install Pelagos again")
     module.set_num_threads(default_num_threads())
-    return _Loaded(module=module, reason=None)
+    # Before a weight is read and a thread of the pool started, which both take what this thread has.
+    return _Loaded(module=module, reason=None, nodes=tuple(spread_pages()))
 
 
 def native() -> ModuleType | None:
@@ -42,3 +45,9 @@ def native() -> ModuleType | None:
 def native_reason() -> str | None:
     """Why ``native`` is None and what to do about it; None where it is not."""
     return _load().reason
+
+
+def memory_nodes() -> tuple[int, ...]:
+    """The memory nodes that pages are taken from in turns since the kernels were loaded; none where there is one, or
+    where the system or the user decides."""
+    return _load().nodes
