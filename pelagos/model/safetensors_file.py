@@ -17,6 +17,7 @@ import platform
 import stat
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -106,7 +107,15 @@ def _mapped(file: BinaryIO, num_bytes: int) -> mmap.mmap:
     # unless told to reserve none; Python 3.11 has no name for that flag.
     reserve_none = 0x4000 if sys.platform == "linux" and platform.machine() in ("x86_64", "aarch64") else 0
     protection = mmap.PROT_READ | mmap.PROT_WRITE
-    return mmap.mmap(file.fileno(), num_bytes, flags=mmap.MAP_PRIVATE | reserve_none, prot=protection)
+    memory = mmap.mmap(file.fileno(), num_bytes, flags=mmap.MAP_PRIVATE | reserve_none, prot=protection)
+    _ask_for_large_pages(memory)  # which files have where the file system keeps them so, as ext4 does since Linux 6.16
+    return memory
+
+
+def _ask_for_large_pages(memory: mmap.mmap) -> None:
+    if _has_large_pages():
+        with suppress(OSError):  # of a kernel without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
 
 
 def _has_large_pages() -> bool:
@@ -120,7 +129,7 @@ def _copied(file: BinaryIO, num_bytes: int) -> mmap.mmap:
     # Linux places only whole multiples of a large page where large pages begin.
     size = -(-num_bytes // _LARGE_PAGE) * _LARGE_PAGE
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has small pages
-    memory.madvise(mmap.MADV_HUGEPAGE)
+    _ask_for_large_pages(memory)
     with memoryview(memory) as view:
         if file.readinto(view[:num_bytes]) < num_bytes:  # type: ignore[attr-defined]
             raise ValueError("the file is shorter than it was")
