@@ -111,8 +111,53 @@ inline void multiply_codes(const Product& job, int64_t n) {
             for (int t = 0; t < T; t++) put_result(job, t, n + r, NAN);
 }
 
+#if defined(PELAGOS_AVX512_BF16)
+// R rows of w from row n on, under one scale a block, times T rows of x: FP8 codes that are BF16 numbers under their scales (can_pair), by
+// table, with half the steps of a conversion. NaN codes are NaN.
+template <int R, int T>
+inline void multiply_tabled(const Product& job, int64_t n) {
+    const Matrix& w = job.w;
+    const uint8_t *codes = codes_at(w, n, 0), *scales = scales_at(w, n);
+    const int64_t ahead = prefetch_distance(R * w.cols);
+    const float* x[T];
+    F16 total[T][R];
+    for (int t = 0; t < T; t++) x[t] = row_of(job, t);
+    for (int t = 0; t < T; t++)
+        for (int r = 0; r < R; r++) total[t][r] = zero();
+    for (int64_t column = 0; column < w.cols; column += 64) {
+        const Fp8Weights fp8(scales[column / SCALE_COLUMNS]);
+        for (int r = 0; r < R; r++) {
+            const uint8_t* from = codes + r * w.cols + column;
+            __builtin_prefetch(from + ahead, 0, 2);
+            F16 weights[4];
+            fp8.plain(from, weights);
+            for (int t = 0; t < T; t++)
+                for (int v = 0; v < 4; v++) total[t][r] = fma(load(x[t] + column + v * LANES), weights[v], total[t][r]);
+        }
+    }
+    for (int t = 0; t < T; t++) put_results(job, t, n, total[t]);
+}
+
+template <int T>
+void multiply_tabled_rows(const Product& job, int64_t begin, int64_t end) {
+    constexpr int R = VECTOR_ROWS[T];
+    for (int64_t n = begin; n < end;) {
+        if (n + R <= end && go_together(job.w, n, R)) {
+            multiply_tabled<R, T>(job, n);
+            n += R;
+        } else {
+            multiply_tabled<1, T>(job, n++);
+        }
+    }
+}
+#endif
+
 template <Format F, int T>
 void multiply_vectors(const Product& job, int64_t begin, int64_t end) {
+#if defined(PELAGOS_AVX512_BF16)
+    if constexpr (F == Format::fp8)
+        if (job.w.pairs) return multiply_tabled_rows<T>(job, begin, end);
+#endif
     constexpr int R = HAS_SCALES<F> ? VECTOR_ROWS[T] : PLAIN_ROWS[T];
     int64_t n = begin;
     for (; n + R <= end; n += R) multiply_codes<F, R, T>(job, n);

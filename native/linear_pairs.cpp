@@ -12,11 +12,6 @@ constexpr int PAIR_ROWS[FEW + 1] = {0, 8, 8, 4, 4, 4, 3, 3, 3};  // of w side by
 constexpr int PAIR_ROWS[FEW + 1] = {0, 4, 2, 2, 1};
 #endif
 constexpr int REUSE = UNITS == 1 ? 2 : 4;  // rows of x beyond which registers hold the weights of all rows side by side
-constexpr int SCALE_COLUMNS = 128;  // of a step of the loops below: an FP8 scale, four of FP4
-
-inline const uint8_t* scales_at(const Matrix& w, int64_t row) {
-    return static_cast<const uint8_t*>(w.scales) + (w.first_row + row) / w.block_rows * ((w.cols + w.block_cols - 1) / w.block_cols);
-}
 
 // Calls f(u, unit) for the 2 UNITS units of 64 columns of a row.
 template <Format F, class Use>
@@ -79,12 +74,6 @@ inline void multiply_pairs(const Product& job, int64_t n) {
     for (int r = 0; r < R && F == Format::fp8 && UNITS == 2; r++)
         if (has_nan_codes(codes + r * stride, w.cols))
             for (int t = 0; t < T; t++) put_result(job, t, n + r, NAN);
-}
-
-// Whether rows n .. n + num have one FP8 scale a block, or FP4 scales as far apart as the first two.
-inline bool go_together(const Matrix& w, int64_t n, int num) {
-    if (w.format == Format::fp4) return w.block_rows == 1;
-    return (w.first_row + n) / w.block_rows == (w.first_row + n + num - 1) / w.block_rows;
 }
 
 template <Format F, int T = 1>

@@ -8,7 +8,8 @@
 
 namespace pelagos::PELAGOS_ISA {
 
-constexpr int PAIR_COLUMNS = 32;  // of a block
+constexpr int PAIR_COLUMNS = 32;    // of a block
+constexpr int SCALE_COLUMNS = 128;  // of an FP8 scale, or four of FP4
 
 // The column of a block that is its word m.
 constexpr int word_column(int m) { return m % 8 * 4 + m / 8; }
@@ -106,18 +107,38 @@ struct Fp8Weights {
             lower[i] = _mm512_load_si512(FP8_TABLES.lower[odd] + 64 * i);
         }
     }
+    // Byte 16 q + i, i < 8, of the places is for word 8 q + i of the first unit, byte 16 q + 8 + i for that of the second.
+    inline __attribute__((always_inline)) void words(__m512i places, __m512i (&unit)[2]) const {
+        __m512i high = _mm512_permutex2var_epi8(upper[0], places, upper[1]), low = _mm512_permutex2var_epi8(lower[0], places, lower[1]);
+        high = _mm512_ternarylogic_epi32(high, places, _mm512_set1_epi8(-128), 0xf8);  // high | places & sign
+        unit[0] = _mm512_unpacklo_epi8(low, high);
+        unit[1] = _mm512_unpackhi_epi8(low, high);
+    }
     template <class F>
     inline __attribute__((always_inline)) void each(const uint8_t* codes, const F& f) const {
-        // Byte 16 q + i, i < 8, is column 4 i + q of the first block, byte 16 q + 8 + i that of the second.
+        // Byte 16 q + i is column 4 i + q of the first block, byte 16 q + 8 + i that of the second.
         alignas(64) static constexpr uint8_t columns[] = {0, 4, 8,  12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60,  //
                                                           1, 5, 9,  13, 17, 21, 25, 29, 33, 37, 41, 45, 49, 53, 57, 61,  //
                                                           2, 6, 10, 14, 18, 22, 26, 30, 34, 38, 42, 46, 50, 54, 58, 62,  //
                                                           3, 7, 11, 15, 19, 23, 27, 31, 35, 39, 43, 47, 51, 55, 59, 63};
-        __m512i places = _mm512_permutexvar_epi8(_mm512_load_si512(columns), _mm512_loadu_si512(codes));
-        __m512i high = _mm512_permutex2var_epi8(upper[0], places, upper[1]), low = _mm512_permutex2var_epi8(lower[0], places, lower[1]);
-        high = _mm512_ternarylogic_epi32(high, places, _mm512_set1_epi8(-128), 0xf8);  // high | places & sign
-        f(0, Unit{_mm512_unpacklo_epi8(low, high)});
-        f(1, Unit{_mm512_unpackhi_epi8(low, high)});
+        __m512i unit[2];
+        words(_mm512_permutexvar_epi8(_mm512_load_si512(columns), _mm512_loadu_si512(codes)), unit);
+        f(0, Unit{unit[0]});
+        f(1, Unit{unit[1]});
+    }
+    // The weights of 64 columns in order.
+    inline __attribute__((always_inline)) void plain(const uint8_t* codes, F16 (&weights)[4]) const {
+        // Even words become the first 16 columns of a unit, odd ones the others.
+        alignas(64) static constexpr uint8_t columns[] = {0,  16, 1,  17, 2,  18, 3,  19, 32, 48, 33, 49, 34, 50, 35, 51,  //
+                                                          4,  20, 5,  21, 6,  22, 7,  23, 36, 52, 37, 53, 38, 54, 39, 55,  //
+                                                          8,  24, 9,  25, 10, 26, 11, 27, 40, 56, 41, 57, 42, 58, 43, 59,  //
+                                                          12, 28, 13, 29, 14, 30, 15, 31, 44, 60, 45, 61, 46, 62, 47, 63};
+        __m512i unit[2];
+        words(_mm512_permutexvar_epi8(_mm512_load_si512(columns), _mm512_loadu_si512(codes)), unit);
+        for (int u = 0; u < 2; u++) {
+            weights[2 * u] = {_mm512_castsi512_ps(_mm512_slli_epi32(unit[u], 16))};
+            weights[2 * u + 1] = {_mm512_castsi512_ps(_mm512_and_si512(unit[u], _mm512_set1_epi32(-0x10000)))};
+        }
     }
 };
 
@@ -192,6 +213,16 @@ struct Fp8Weights {
 };
 
 #endif
+
+inline const uint8_t* scales_at(const Matrix& w, int64_t row) {
+    return static_cast<const uint8_t*>(w.scales) + (w.first_row + row) / w.block_rows * ((w.cols + w.block_cols - 1) / w.block_cols);
+}
+
+// Whether rows n .. n + num have one FP8 scale a block, or FP4 scales as far apart as the first two.
+inline bool go_together(const Matrix& w, int64_t n, int num) {
+    if (w.format == Format::fp4) return w.block_rows == 1;
+    return (w.first_row + n) / w.block_rows == (w.first_row + n + num - 1) / w.block_rows;
+}
 
 // linear_pairs.cpp: few rows of x (see linear.cpp) times rows begin .. end of w; rows n .. n + num_w of w times r .. r + num_x of x.
 void few_pairs(const Product& job, int64_t begin, int64_t end);
