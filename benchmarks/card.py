@@ -3,19 +3,22 @@
     python benchmarks/card.py MODEL --data DATA [--samples 40] [--out FILE.json]
 
 DATA is a folder of `pelagos train prepare`. Every task is asked with words and templates of the held-out side; the
-look-ups also with those that training asks for. "kv N" are N pairs in a list that fills a text of the given length.
-"drafts" is how many of the tokens that multi-token prediction guesses in the engine are right, where the model goes on
-in held-out text and where it answers exercises.
+look-ups also with those that training asks for, and tool calls also with the grammar on. "kv N" are N pairs in a list
+that fills a text of the given length. "drafts" is how many of the tokens that multi-token prediction guesses in the
+engine are right, where the model goes on in held-out text and where it answers exercises.
 """
 
 import argparse
 import json
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from pelagos.chat.grammar import ToolCalls, compile_grammar
+from pelagos.chat.grammar_state import ConstraintState
+from pelagos.chat.render import RenderedPrompt
 from pelagos.chat.tokenizer import Tokenizer
 from pelagos.cli.options import use_threads
 from pelagos.engine.config import EngineConfig
@@ -25,11 +28,12 @@ from pelagos.engine.request import Request
 from pelagos.model.places import model_place
 from pelagos.model.transformer import Model
 from pelagos.training.data import open_shards
-from pelagos.training.exercises import attempt_all, held_out_exercises, right
+from pelagos.training.exercises import Writer, attempt_all, held_out_exercises, right
 from pelagos.training.task_documents import Passages
 from pelagos.training.tasks import TASKS, Sample, last_prompt
+from pelagos.training.tasks.tools import SCHEMAS
 
-MAX_TOKENS, ANSWER_TOKENS, SIDE_BY_SIDE = 1024, 160, 16
+MAX_TOKENS, ANSWER_TOKENS, SIDE_BY_SIDE = 1024, 400, 16
 TEXT_TOKENS, CACHE_BYTES = 128, 50_000_000
 PAIRS = ((4, None), (16, None), (4, 256), (4, 1024))
 
@@ -54,6 +58,22 @@ def drafts(model: Model, tokenizer: Tokenizer, prompts: list[list[int]]) -> dict
     return {"right": engine.stats().num_accepted, "of": engine.stats().num_drafted}
 
 
+def with_grammar(model: Model, tokenizer: Tokenizer) -> Writer:
+    """Answers by the engine, calls held to the official grammar, as a server writes them."""
+    engine = Engine(model, EngineConfig(cache_bytes=CACHE_BYTES, draft_tokens=0))
+
+    def write(turns: Sequence[tuple[Sample, RenderedPrompt, int]]) -> list[list[int]]:
+        requests = []
+        for sample, prompt, max_tokens in turns:
+            grammar = compile_grammar(ToolCalls(tools=[SCHEMAS[name] for name in sample.tools]), tokenizer)
+            params = SamplingParams(temperature=0, max_tokens=max_tokens, stop_ids=tuple(sorted(tokenizer.stop_ids)))
+            state = ConstraintState(grammar, thinking=prompt.thinking)
+            requests.append(Request(prompt_ids=prompt.token_ids, params=params, constraint=state))
+        return [[token.token_id for token in done.answers[0].tokens] for done in engine.generate(requests)]
+
+    return write
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -67,9 +87,11 @@ def main() -> None:
     haystack = Passages(list(open_shards(options.data, "test").values()), tokenizer)
     results: dict[str, dict[str, float]] = {}
 
-    def measure(name: str, samples: list[Sample]) -> None:
+    def measure(name: str, samples: list[Sample], write: Writer | None = None) -> None:
         began = time.perf_counter()
-        attempts = list(attempt_all(model, tokenizer, samples, answer_tokens=ANSWER_TOKENS, side_by_side=SIDE_BY_SIDE))
+        attempts = list(
+            attempt_all(model, tokenizer, samples, answer_tokens=ANSWER_TOKENS, side_by_side=SIDE_BY_SIDE, write=write)
+        )
         share = right(attempts)
         calls = [attempt.calls for attempt in attempts]
         results[name] = {"right": share.num_right, "of": share.num_all, "calls": sum(c.num_all for c in calls)}
@@ -86,7 +108,10 @@ def main() -> None:
         exercises = held_out_exercises(
             task, options.samples, tokenizer=tokenizer, max_tokens=MAX_TOKENS, seed=0, **texts
         )
-        measure(task, list(exercises))
+        samples = list(exercises)
+        measure(task, samples)
+        if samples[0].tools:
+            measure(f"{task}, grammar on", samples, with_grammar(model, tokenizer))
     texts = [tokenizer.encode(haystack(random.Random(i)))[:TEXT_TOKENS] for i in range(options.samples)]
     told = [
         last_prompt(sample, tokenizer).token_ids for sample in pairs(tokenizer, 8, 256, options.samples, held_out=False)

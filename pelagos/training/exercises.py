@@ -22,6 +22,10 @@ from pelagos.training.task_documents import TASK_MIXES
 from pelagos.training.tasks import TASKS, Episode, Grade, Knobs, Sample, TextSource, encode, grade, last_prompt
 from pelagos.training.tasks.tools import SCHEMAS
 
+# Answers to the prompts of a turn, in their order: token ids, the stop token last where there was one. Given are the
+# sample, the prompt and the most tokens of each.
+Writer = Callable[[Sequence[tuple[Sample, RenderedPrompt, int]]], Sequence[list[int]]]
+
 MAX_TRIES = 500  # exercises drawn until one is short enough
 SPARE_TOKENS = 32  # that an answer may be longer than the sample's own
 
@@ -86,6 +90,7 @@ def attempt_all(
     side_by_side: int,
     answer_tokens: int,
     share_start: bool = False,
+    write: Writer | None = None,
     on_done: Callable[[int], None] = lambda num_done: None,
 ) -> Iterator[Attempt]:
     """Let the model answer each sample, ``side_by_side`` at once, each turn with at most ``answer_tokens``, and no more
@@ -99,14 +104,19 @@ def attempt_all(
             for run, timeline in zip(group, read_together(model, prompts), strict=True):
                 run.timeline = timeline
         while running := [run for run in group if run.prompt is not None]:
-            _next_turns(model, tokenizer, running)
+            _next_turns(model, tokenizer, running, write)
         on_done(len(group))
         for run in group:
             assert run.grade is not None
             yield Attempt(sample=run.sample, grade=run.grade, calls=run.calls)
 
 
-def _next_turns(model: Model, tokenizer: Tokenizer, runs: "Sequence[_Run]") -> None:
+def _next_turns(model: Model, tokenizer: Tokenizer, runs: "Sequence[_Run]", write: Writer | None) -> None:
+    if write is not None:
+        given = [(run.sample, run.prompt, run.max_tokens) for run in runs if run.prompt is not None]
+        for run, answer in zip(runs, write(given), strict=True):
+            run.take(answer)
+        return
     answers = greedy_answers(
         model,
         [run.prompt.token_ids for run in runs if run.prompt is not None],
