@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pelagos.chat.parse import ToolCall
+from pelagos.chat.render import RenderedPrompt
 from pelagos.chat.tokenizer import ASSISTANT, DSML
 from pelagos.common.errors import ConfigError, UsageError
 from pelagos.engine.offline import generate
@@ -152,6 +153,22 @@ def test_who_knows_the_answers_to_other_questions_is_wrong() -> None:
     attempts = run(Parrot([]), samples)
     assert right(attempts) == Share(num_right=0, num_all=4)
     assert all(attempt.calls.num_all == 0 for attempt in attempts)
+
+
+def test_another_writer_gets_each_turn_and_its_answers_count() -> None:
+    samples = [exercise("calc-tool", seed) for seed in range(4)]
+    seen: list[str] = []
+
+    def write(turns: Sequence[tuple[Sample, RenderedPrompt, int]]) -> list[list[int]]:
+        seen.extend(sample.tools[0] for sample, _, _ in turns)
+        prompts, limits = [prompt.token_ids for _, prompt, _ in turns], [limit for _, _, limit in turns]
+        model, stop_ids = cast(Model, Parrot.of(samples[1:])), tokenizer().stop_ids
+        return greedy_answers(model, prompts, limits, stop_ids=stop_ids)
+
+    attempts = run(Parrot([]), samples, write=write)
+    assert [attempt.grade.correct for attempt in attempts] == [False, True, True, True]
+    assert set(seen) == {"calculator"}
+    assert len(seen) > len(samples)  # a turn for the calls, one for the result
 
 
 def test_an_answer_has_the_room_of_the_right_one_and_some() -> None:
