@@ -33,9 +33,13 @@ void bind_sampling(nb::module_& m) {
         const SamplingKernels& chosen = kernels().sampling;
         const size_t needed = size_t(chosen.choose_scratch(vocab_size, pool().size()));
         if (chooser.scratch.size() < needed) chooser.scratch.resize(needed);
-        pool().run([&](const Team& team) {
+        auto choose = [&](const Team& team) {
             chosen.choose(team, chooser.rows.data(), int64_t(wanted.size()), vocab_size, chooser.scratch.data(), tokens.data());
-        });
+        };
+        if (wanted.size() == 1)
+            choose(Team(0, 1, nullptr));  // one thread has all of it, so no other is woken
+        else
+            pool().run(choose);
         return tokens;
     });
 }
