@@ -6,6 +6,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import torch
 
 from pelagos.chat.effort import load_effort_levels
 from pelagos.chat.parse import OutputParser
@@ -81,3 +82,18 @@ def test_the_readme_s_long_text(engine: Engine, tmp_path: Path) -> None:
     path.write_bytes(data[:7000] + b"\nThe password of Riku is 1150.\n" + data[7000:14000])
     found = answer(engine, file_text(path, "--context") + "What is the password of Riku?")
     assert found == "The password of Riku is 1150"
+
+
+@pytest.mark.parametrize(
+    "text", ["def main():\n    ", "In the beginning God", "import os\n\nclass", "The function returns"]
+)
+def test_greedy_tokens_are_those_of_the_reference(engine: Engine, text: str) -> None:
+    """Each of them is the reference's likeliest behind the same tokens, but where two are as good as equal."""
+    prompt = [0, *Tokenizer.from_folder(FOLDER).encode(text)]
+    params = SamplingParams(max_tokens=48, ignore_eos=True)
+    [finished] = engine.generate([Request(prompt_ids=prompt, params=params)])
+    ids = [token.token_id for token in finished.answers[0].tokens]
+    logits = Model.load("nano", implementation="reference").logits([*prompt, *ids])[len(prompt) - 1 : -1]
+    behind = logits.max(1).values - logits.gather(1, torch.tensor(ids)[:, None])[:, 0]
+    assert (behind == 0).float().mean() > 0.95
+    assert behind.max() < 0.02
