@@ -20,6 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import BufferedReader
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NoReturn, Self
@@ -125,13 +126,13 @@ def _has_large_pages() -> bool:
         return False
 
 
-def _copied(file: BinaryIO, num_bytes: int) -> mmap.mmap:
+def _copied(file: BufferedReader, num_bytes: int) -> mmap.mmap:
     # Linux places only whole multiples of a large page where large pages begin.
     size = -(-num_bytes // _LARGE_PAGE) * _LARGE_PAGE
     memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has small pages
     _ask_for_large_pages(memory)
     with memoryview(memory) as view:
-        if file.readinto(view[:num_bytes]) < num_bytes:  # type: ignore[attr-defined]
+        if file.readinto(view[:num_bytes]) < num_bytes:
             raise ValueError("the file is shorter than it was")
     return memory
 

@@ -1,6 +1,7 @@
 """Tokens that the native code chooses, against the reference and exact borders, on every instruction set."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from pelagos.ops.reference import sampling
 pytestmark = needs_native
 BORDER = 1e-5  # how far from a border of the running sum a random number may be and still fall on its other side
 
-FILTERS = [
+FILTERS: list[dict[str, Any]] = [
     {},
     {"top_k": 1},
     {"top_k": 5},
@@ -67,7 +68,7 @@ def check(logits: Tensor, choices: list[TokenChoice]) -> None:
 @pytest.mark.parametrize("kind", ["spread", "ties", "holes"])
 @pytest.mark.parametrize("vocab_size", [1, 2, 15, 16, 17, 255, 257, 1000, 4096])
 @pytest.mark.parametrize("filters", FILTERS)
-def test_choices_are_those_of_the_reference(kind: str, vocab_size: int, filters: dict[str, float]) -> None:
+def test_choices_are_those_of_the_reference(kind: str, vocab_size: int, filters: dict[str, Any]) -> None:
     logits = rows(kind, vocab_size)
     allowed = torch.rand(vocab_size, generator=torch.Generator().manual_seed(1)) < 0.7
     allowed[vocab_size // 2] = True
@@ -79,7 +80,7 @@ def test_choices_are_those_of_the_reference(kind: str, vocab_size: int, filters:
             choice=i % 2,
             position=i,
             allowed=allowed if i % 4 == 3 else None,
-            **filters,  # type: ignore[arg-type]
+            **filters,
         )
         for i in range(48)
     ]
@@ -88,14 +89,14 @@ def test_choices_are_those_of_the_reference(kind: str, vocab_size: int, filters:
 
 def test_a_large_vocabulary() -> None:
     logits = rows("spread", 129_280, num=2)
-    check(logits, [TokenChoice(row=i % 2, temperature=1.0, seed=3, position=i, **f) for i, f in enumerate(FILTERS)])  # type: ignore[arg-type]
+    check(logits, [TokenChoice(row=i % 2, temperature=1.0, seed=3, position=i, **f) for i, f in enumerate(FILTERS)])
 
 
 def test_filters_keep_exactly_the_tokens_of_the_reference() -> None:
     """Equal shares of the kept tokens: every one of them is drawn, and no other."""
     logits = rows("ties", 60, num=1)
     for filters in ({"top_k": 7}, {"top_p": 0.6}, {"min_p": 0.2}, {"top_k": 20, "top_p": 0.7}):
-        one = TokenChoice(row=0, temperature=2.0, seed=5, **filters)  # type: ignore[arg-type]
+        one = TokenChoice(row=0, temperature=2.0, seed=5, **filters)
         drawn = set(choose_tokens(logits, [one._replace(position=i) for i in range(4000)]))
         assert drawn == set(kept_shares(logits[0], one).nonzero().squeeze(1).tolist()), filters
 
@@ -140,8 +141,7 @@ def test_rows_without_a_token(temperature: float) -> None:
 def test_tokens_depend_on_neither_neighbours_nor_threads_nor_instruction_set() -> None:
     logits = rows("spread", 3000)
     choices = [
-        TokenChoice(row=i % 8, temperature=1.0, seed=i, position=i, **FILTERS[i % len(FILTERS)])  # type: ignore[arg-type]
-        for i in range(66)
+        TokenChoice(row=i % 8, temperature=1.0, seed=i, position=i, **FILTERS[i % len(FILTERS)]) for i in range(66)
     ]
     together = same_everywhere(lambda: torch.tensor(choose_tokens(logits, choices)))[0].tolist()
     assert [choose_tokens(logits, [one])[0] for one in choices] == together
