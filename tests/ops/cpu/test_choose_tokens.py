@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from rowwise_checks import needs_native, same_everywhere
+from rowwise_checks import check_contract, needs_native, same_everywhere
 from torch import Tensor
 
 from pelagos.common.errors import UsageError
@@ -111,6 +111,17 @@ def test_the_random_number_is_philox() -> None:
     ]
     tokens = choose_tokens(torch.zeros(1, 4096), wanted)
     assert tokens == [math.floor(4096 * uniform(one.seed, one.position, one.choice)) for one in wanted]
+
+
+def greedy(logits: Tensor) -> Tensor:
+    rows = logits.reshape(-1, logits.shape[-1]).float()
+    return (
+        torch.tensor(choose_tokens(rows, [TokenChoice(row=i) for i in range(len(rows))])).long().view(logits.shape[:-1])
+    )
+
+
+def test_contract() -> None:
+    check_contract("greedy", greedy)
 
 
 def test_greedy_takes_the_smallest_id_of_equal_logits() -> None:
