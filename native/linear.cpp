@@ -13,12 +13,6 @@ namespace pelagos::PELAGOS_ISA {
 
 namespace {
 
-#if defined(PELAGOS_AVX512)
-constexpr int VECTOR_ROWS[FEW + 1] = {0, 8, 8, 4, 4, 4, 3, 3, 3};  // of w, by rows of x
-constexpr int PLAIN_ROWS[FEW + 1] = {0, 8, 8, 8, 6, 4, 4, 3, 3};   // where no registers are needed for scales and tables
-#else
-constexpr int VECTOR_ROWS[FEW + 1] = {0, 4, 2, 2, 1}, PLAIN_ROWS[FEW + 1] = {0, 4, 2, 2, 1};
-#endif
 // Rows of x up to which they go through the codes, in parts of FEW: beyond, blocks of decoded weights are faster.
 #if defined(PELAGOS_AVX512)
 constexpr int MOST_FEW = 24, MOST_FEW_PAIRS = 64;
@@ -32,151 +26,66 @@ inline int64_t vector_block(const Product& job) {
     return job.num_rows <= 3 ? 8 : 12;  // of a small matrix each thread shall have its part
 }
 
-// What makes values of the codes of one row and block.
+// Values of stored codes, 16 columns at a time.
 template <Format F>
-struct Decoder {
-    F16 scale;
-    explicit Decoder(float value) : scale(set1(factor<F>(value))) {}
-    F16 load(const uint8_t* codes) const {
-        if constexpr (F == Format::fp8) return e4m3_halves<false>(codes) * scale;
-        return load_codes<F>(codes);
+struct PlainReader {
+    using Vector = F16;
+    static constexpr int BITS = F == Format::float32 ? 32 : F == Format::bfloat16 ? 16 : F == Format::fp8 ? 8 : 4;
+    static constexpr int PART = LANES, VECTORS = 1, PARTS = F == Format::float32 ? 1 : F == Format::fp8 ? 4 : 2;
+    static constexpr bool HAS_SCALES = pelagos::PELAGOS_ISA::HAS_SCALES<F>, SHARES_SCALES = false, LOSES_NAN = F == Format::fp8;
+#if defined(PELAGOS_AVX512)
+    static constexpr int ROWS[FEW + 1] = {0, 8, 8, 4, 4, 4, 4, 2, 2};
+#else
+    static constexpr int ROWS[FEW + 1] = {0, 4, 2, 2, 1};
+#endif
+    bool has_floats;
+    explicit PlainReader(const Matrix& w) : has_floats(w.float_scales) {}
+    void begin(const uint8_t*, int64_t) {}
+    float scale(const uint8_t* scales, int64_t block) const {
+        if (!has_floats) return SCALES.of[scales[block]];
+        float value;
+        std::memcpy(&value, scales + 4 * block, 4);
+        return value;
     }
-};
-template <>
-struct Decoder<Format::fp4> : Fp4Values {
-    using Fp4Values::Fp4Values;
-};
-
-template <Format F>
-constexpr int64_t VECTOR_BYTES = LANES * (F == Format::float32 ? 32 : F == Format::bfloat16 ? 16 : F == Format::fp8 ? 8 : 4) / 8;
-
-// `num` vectors of one block: all rows side by side, so that their chains of sums overlap.
-template <Format F, int R, int T>
-inline __attribute__((always_inline)) void multiply_vectors_of_block(const uint8_t* const (&codes)[R], int64_t stride, const float (&scale)[R],
-                                                                     int64_t at, int num, const float* const (&x)[T], F16 (&total)[T][R]) {
-    constexpr int64_t step = VECTOR_BYTES<F>;
-    for (int v = 0; v < num; v++) {
-        // The rows after these lie behind them: what comes next, where the processor's own prefetching sees R streams that end.
-        const int64_t ahead = prefetch_distance(R * stride);
-        for (int r = 0; r < R && (at + v) * step % 64 == 0; r++) __builtin_prefetch(codes[r] + ahead + (at + v) * step, 0, 2);
-        auto in = [&](int t) { return load(x[t] + (at + v) * LANES); };
-        auto value = [&](int r) { return Decoder<F>(scale[r]).load(codes[r] + (at + v) * step); };
-        if constexpr (R < T) {  // the fewer ones stay in registers
-            F16 weights[R];
-            for (int r = 0; r < R; r++) weights[r] = value(r);
-            for (int t = 0; t < T; t++) {
-                F16 input = in(t);
-                for (int r = 0; r < R; r++) total[t][r] = fma(input, weights[r], total[t][r]);
-            }
-        } else {
-            F16 inputs[T];
-            for (int t = 0; t < T; t++) inputs[t] = in(t);
-            for (int r = 0; r < R; r++) {
-                F16 weight = value(r);
-                for (int t = 0; t < T; t++) total[t][r] = fma(inputs[t], weight, total[t][r]);
-            }
-        }
-    }
-}
-
-// R rows of w from row n on, times T rows of x.
-template <Format F, int R, int T>
-inline void multiply_codes(const Product& job, int64_t n) {
-    constexpr int64_t block = BLOCK_COLUMNS<F>;
-    constexpr int vectors = int(block / LANES);
-    const Matrix& w = job.w;
-    const uint8_t* codes[R];
-    RowScales scales[R];
-    const float* x[T];
-    F16 total[T][R];
-    for (int r = 0; r < R; r++) {
-        codes[r] = codes_at(w, n + r, 0);
-        if constexpr (HAS_SCALES<F>) scales[r] = RowScales(w, n + r);
-    }
-    for (int t = 0; t < T; t++) x[t] = row_of(job, t);
-    for (int r = 0; r < R; r++)
-        for (int t = 0; t < T; t++) total[t][r] = zero();
-    const int64_t num_blocks = w.cols / block, rest = w.cols % block / LANES, stride = w.cols * code_bits(F) / 8;
-    for (int64_t b = 0; b < num_blocks + (rest > 0); b++) {
-        float scale[R] = {};
-        for (int r = 0; r < R && HAS_SCALES<F>; r++) scale[r] = scales[r][b];
-        if (b < num_blocks)
-            multiply_vectors_of_block<F, R, T>(codes, stride, scale, b * vectors, vectors, x, total);
+    inline __attribute__((always_inline)) void read(const uint8_t* row, const uint8_t* scales, int64_t column, F16 (&weights)[1]) const {
+        const uint8_t* codes = row + column * BITS / 8;
+        if constexpr (F == Format::fp8)
+            weights[0] = e4m3_halves<false>(codes) * set1(factor<F>(scale(scales, column / BLOCK_COLUMNS<F>)));
+        else if constexpr (F == Format::fp4)
+            weights[0] = Fp4Values(scale(scales, column / BLOCK_COLUMNS<F>)).load(codes);
         else
-            multiply_vectors_of_block<F, R, T>(codes, stride, scale, b * vectors, int(rest), x, total);
+            weights[0] = load_codes<F>(codes);
     }
-    for (int t = 0; t < T; t++) put_results(job, t, n, total[t]);
-    for (int r = 0; r < R && F == Format::fp8; r++)
-        if (has_nan_codes(codes[r], w.cols))
-            for (int t = 0; t < T; t++) put_result(job, t, n + r, NAN);
-}
+    static F16 get(const float* x, int64_t column, int) { return load(x + column); }
+    static F16 add(F16 x, F16 w, F16 total) { return fma(x, w, total); }
+};
 
 #if defined(PELAGOS_AVX512_BF16)
-// R rows of w from row n on, under one scale a block, times T rows of x: FP8 codes that are BF16 numbers under their scales (can_pair), by
-// table, with half the steps of a conversion. NaN codes are NaN.
-template <int R, int T>
-inline void multiply_tabled(const Product& job, int64_t n) {
-    const Matrix& w = job.w;
-    const uint8_t *codes = codes_at(w, n, 0), *scales = scales_at(w, n);
-    const int64_t ahead = prefetch_distance(R * w.cols);
-    const float* x[T];
-    F16 total[T][R];
-    for (int t = 0; t < T; t++) x[t] = row_of(job, t);
-    for (int t = 0; t < T; t++)
-        for (int r = 0; r < R; r++) total[t][r] = zero();
-    for (int64_t column = 0; column < w.cols; column += 64) {
-        const Fp8Weights fp8(scales[column / SCALE_COLUMNS]);
-        for (int r = 0; r < R; r++) {
-            const uint8_t* from = codes + r * w.cols + column;
-            __builtin_prefetch(from + ahead, 0, 2);
-            F16 weights[4];
-            fp8.plain(from, weights);
-            for (int t = 0; t < T; t++)
-                for (int v = 0; v < 4; v++) total[t][r] = fma(load(x[t] + column + v * LANES), weights[v], total[t][r]);
-        }
-    }
-    for (int t = 0; t < T; t++) put_results(job, t, n, total[t]);
-}
-
-template <int T>
-void multiply_tabled_rows(const Product& job, int64_t begin, int64_t end) {
-    constexpr int R = VECTOR_ROWS[T];
-    for (int64_t n = begin; n < end;) {
-        if (n + R <= end && go_together(job.w, n, R)) {
-            multiply_tabled<R, T>(job, n);
-            n += R;
-        } else {
-            multiply_tabled<1, T>(job, n++);
-        }
-    }
-}
+// FP8 codes that are BF16 numbers under their scales (can_pair), by table, with half the steps of a conversion. NaN codes are NaN.
+struct TableReader {
+    using Vector = F16;
+    static constexpr int BITS = 8, PART = 64, VECTORS = 4, PARTS = SCALE_COLUMNS / PART;
+    static constexpr bool HAS_SCALES = true, SHARES_SCALES = true, LOSES_NAN = false;
+    static constexpr int ROWS[FEW + 1] = {0, 8, 8, 4, 4, 4, 4, 2, 2};
+    Fp8Weights fp8;
+    explicit TableReader(const Matrix&) {}
+    void begin(const uint8_t* scales, int64_t column) { fp8 = Fp8Weights(scales[column / SCALE_COLUMNS]); }
+    void read(const uint8_t* codes, const uint8_t*, int64_t column, F16 (&weights)[4]) const { fp8.plain(codes + column, weights); }
+    static F16 get(const float* x, int64_t column, int v) { return load(x + column + v * LANES); }
+    static F16 add(F16 x, F16 w, F16 total) { return fma(x, w, total); }
+};
 #endif
-
-template <Format F, int T>
-void multiply_vectors(const Product& job, int64_t begin, int64_t end) {
-#if defined(PELAGOS_AVX512_BF16)
-    if constexpr (F == Format::fp8)
-        if (job.w.pairs) return multiply_tabled_rows<T>(job, begin, end);
-#endif
-    constexpr int R = HAS_SCALES<F> ? VECTOR_ROWS[T] : PLAIN_ROWS[T];
-    int64_t n = begin;
-    for (; n + R <= end; n += R) multiply_codes<F, R, T>(job, n);
-    for (; n < end; n++) multiply_codes<F, 1, T>(job, n);
-}
-
-template <Format F, int T = 1>
-void multiply_few(const Product& job, int64_t begin, int64_t end) {
-    if constexpr (T < FEW)
-        if (job.num_rows > T) return multiply_few<F, T + 1>(job, begin, end);
-    multiply_vectors<F, T>(job, begin, end);
-}
 
 void few_rows(const Product& job, int64_t begin, int64_t end) {
     switch (job.w.format) {
-        case Format::float32: return multiply_few<Format::float32>(job, begin, end);
-        case Format::bfloat16: return multiply_few<Format::bfloat16>(job, begin, end);
-        case Format::fp8: return multiply_few<Format::fp8>(job, begin, end);
-        case Format::fp4: return multiply_few<Format::fp4>(job, begin, end);
+        case Format::float32: return multiply_any_few<PlainReader<Format::float32>>(job, begin, end);
+        case Format::bfloat16: return multiply_any_few<PlainReader<Format::bfloat16>>(job, begin, end);
+        case Format::fp8:
+#if defined(PELAGOS_AVX512_BF16)
+            if (job.w.pairs) return multiply_any_few<TableReader>(job, begin, end);
+#endif
+            return multiply_any_few<PlainReader<Format::fp8>>(job, begin, end);
+        case Format::fp4: return multiply_any_few<PlainReader<Format::fp4>>(job, begin, end);
     }
 }
 

@@ -5,6 +5,7 @@
 #include "linear.h"
 #include "linear_decode.h"
 #include "simd.h"
+#include "unroll.h"
 
 namespace pelagos::PELAGOS_ISA {
 
@@ -48,7 +49,7 @@ inline void pack_row(const float* x, int64_t n, float* packed) {
 #endif
 }
 
-// Weights of 64 columns: each(codes, scale, f) calls f(u, unit) for their 2 * UNITS units. Scales are those of Matrix::pairs.
+// Weights of 64 columns: each(codes, scale, f) calls f(u, unit) for their 2 * UNITS units, u a constant. Scales are those of Matrix::pairs.
 #if defined(PELAGOS_AVX512_BF16)
 
 struct Fp4Tables {  // words of all codes under every scale, twice: an index has the lowest bit of the next code above its own
@@ -66,11 +67,11 @@ struct Fp4Weights {
     static inline __attribute__((always_inline)) void each(const uint8_t* codes, const uint8_t* scales, const F& f) {
         const __m512i shifts = _mm512_set_epi64(0x000c000c000c000c, 0x000c000c000c000c, 0x0008000800080008, 0x0008000800080008,  //
                                                 0x0004000400040004, 0x0004000400040004, 0, 0);
-        for (int u = 0; u < 2; u++) {
+        repeat<2>([&](auto u) __attribute__((always_inline)) {
             __m512i words = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)(codes + 16 * u)));
             __m512i table = _mm512_load_si512(FP4_TABLES.of[scales[u]]);
             f(u, Unit{_mm512_permutexvar_epi16(_mm512_srlv_epi16(words, shifts), table)});
-        }
+        });
     }
 };
 
@@ -123,8 +124,7 @@ struct Fp8Weights {
                                                           3, 7, 11, 15, 19, 23, 27, 31, 35, 39, 43, 47, 51, 55, 59, 63};
         __m512i unit[2];
         words(_mm512_permutexvar_epi8(_mm512_load_si512(columns), _mm512_loadu_si512(codes)), unit);
-        f(0, Unit{unit[0]});
-        f(1, Unit{unit[1]});
+        repeat<2>([&](auto u) __attribute__((always_inline)) { f(u, Unit{unit[u]}); });
     }
     // The weights of 64 columns in order.
     inline __attribute__((always_inline)) void plain(const uint8_t* codes, F16 (&weights)[4]) const {
@@ -167,11 +167,9 @@ inline I16 fp4_words(const uint8_t* codes) {
 struct Fp4Weights {
     template <class F>
     static inline __attribute__((always_inline)) void each(const uint8_t* codes, const uint8_t* scales, const F& f) {
-        for (int i = 0; i < 2; i++) {
-            Fp4Values values(SCALES.of[scales[i]]);
-            f(2 * i, values.of_codes(fp4_words<true>(codes + 16 * i)));
-            f(2 * i + 1, values.of_codes(fp4_words<false>(codes + 16 * i)));
-        }
+        repeat<2 * UNITS>([&](auto u) __attribute__((always_inline)) {
+            f(u, Fp4Values(SCALES.of[scales[u / 2]]).of_codes(fp4_words<u % 2 == 0>(codes + u / 2 * 16)));
+        });
     }
 };
 
@@ -205,24 +203,11 @@ struct Fp8Weights {
     explicit Fp8Weights(int byte) : scale(set1(factor<Format::fp8>(SCALES.of[byte]))) {}
     template <class F>
     inline __attribute__((always_inline)) void each(const uint8_t* codes, const F& f) const {
-        for (int i = 0; i < 2; i++) {
-            f(2 * i, fp8_words<true>(codes + 32 * i) * scale);
-            f(2 * i + 1, fp8_words<false>(codes + 32 * i) * scale);
-        }
+        repeat<2 * UNITS>([&](auto u) __attribute__((always_inline)) { f(u, fp8_words<u % 2 == 0>(codes + u / 2 * 32) * scale); });
     }
 };
 
 #endif
-
-inline const uint8_t* scales_at(const Matrix& w, int64_t row) {
-    return static_cast<const uint8_t*>(w.scales) + (w.first_row + row) / w.block_rows * ((w.cols + w.block_cols - 1) / w.block_cols);
-}
-
-// Whether rows n .. n + num have one FP8 scale a block, or FP4 scales as far apart as the first two.
-inline bool go_together(const Matrix& w, int64_t n, int num) {
-    if (w.format == Format::fp4) return w.block_rows == 1;
-    return (w.first_row + n) / w.block_rows == (w.first_row + n + num - 1) / w.block_rows;
-}
 
 // linear_pairs.cpp: few rows of x (see linear.cpp) times rows begin .. end of w; rows n .. n + num_w of w times r .. r + num_x of x.
 void few_pairs(const Product& job, int64_t begin, int64_t end);

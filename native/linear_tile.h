@@ -3,34 +3,20 @@
 
 #include <algorithm>
 
-#include "linear.h"
-#include "norm_rope.h"
-#include "row_sums.h"
+#include "linear_few.h"
 #include "simd.h"
 
 namespace pelagos::PELAGOS_ISA {
 
 #if defined(PELAGOS_AVX512)
 constexpr int MANY = 6, WIDE = 4;  // rows of x, rows of w of the blocked kernel: 24 of 32 registers are sums
-constexpr int FEW = 8;             // rows of x up to which codes are decoded in registers
 #elif defined(PELAGOS_AVX2)
 constexpr int MANY = 3, WIDE = 2;  // a vector is two registers: 12 of 16 are sums
-constexpr int FEW = 4;
 #else
 constexpr int MANY = 4, WIDE = 2;
-constexpr int FEW = 4;
 #endif
 constexpr int ROW_BLOCK = 32, TOKEN_BLOCK = 60;  // rows of w, rows of x of a tile
 constexpr int TILE_VECTORS = 32;                 // of a row of w: a tile has 64 KB of weights, 120 KB of x, 120 KB of sums
-
-// How far ahead codes are fetched, at least: what memory gives while it is waited for.
-inline int64_t prefetch_distance(int64_t bytes_at_once) { return std::max<int64_t>(4096, bytes_at_once); }
-
-inline const float* row_of(const Product& job, int64_t r) { return job.x + (job.row_ids ? job.row_ids[r] : r) * job.x_stride; }
-
-inline void put_result(const Product& job, int64_t row, int64_t column, float y) {
-    job.y[row * job.y_stride + column] = job.round ? round_bf16(y) : y;
-}
 
 // The sums of NUM neighbours of a row of y, from `column` on.
 template <int NUM>

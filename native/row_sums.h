@@ -5,11 +5,11 @@
 
 namespace pelagos::PELAGOS_ISA {
 
-// Lane r is sum(rows[r]), to the bit, for the NUM <= 8 vectors; other lanes are anything. Vectors meet in one register as soon as
+// Lane r is sum(rows[r]), to the bit, for the NUM <= 16 vectors; other lanes are anything. Vectors meet in one register as soon as
 // half their lanes are added, so that eight of them take a third of the steps of eight sums.
 template <int NUM>
-inline F16 lane_sums(const F16 (&rows)[NUM]) {
-    static_assert(NUM >= 1 && NUM <= 8);
+inline __attribute__((always_inline)) F16 lane_sums(const F16 (&rows)[NUM]) {
+    static_assert(NUM >= 1 && NUM <= LANES);
 #if defined(PELAGOS_AVX512)
     auto row = [&](int r) { return rows[r < NUM ? r : NUM - 1].v; };
     auto halves = [&](int r) {  // 8 partial sums of row r, then those of row r + 1
@@ -25,10 +25,19 @@ inline F16 lane_sums(const F16 (&rows)[NUM]) {
         a = _mm512_add_ps(a, _mm512_permute_ps(a, 0xb1));
         return {_mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0), a)};
     } else {
-        __m512d p = _mm512_castps_pd(a), q = _mm512_castps_pd(quarters(4));
-        a = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(p, q)), _mm512_castpd_ps(_mm512_unpackhi_pd(p, q)));
-        a = _mm512_add_ps(a, _mm512_permute_ps(a, 0xb1));
-        return {_mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0), a)};
+        auto eighths = [&](__m512 first, int r) {  // 2 of each of rows r .. r + 7; `first` are the quarters of r
+            __m512d p = _mm512_castps_pd(first), q = _mm512_castps_pd(quarters(r + 4));
+            return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(p, q)), _mm512_castpd_ps(_mm512_unpackhi_pd(p, q)));
+        };
+        a = eighths(a, 0);
+        if constexpr (NUM <= 8) {
+            a = _mm512_add_ps(a, _mm512_permute_ps(a, 0xb1));
+            return {_mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 0, 0, 0, 0, 0, 0, 0, 0), a)};
+        } else {
+            __m512 b = eighths(quarters(8), 8);
+            a = _mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+            return {_mm512_permutexvar_ps(_mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15), a)};
+        }
     }
 #elif defined(PELAGOS_AVX2)
     auto four = [&](int r) {
@@ -42,8 +51,10 @@ inline F16 lane_sums(const F16 (&rows)[NUM]) {
         a = _mm256_add_ps(a, _mm256_permute_ps(a, 0xb1));
         return _mm256_permutevar8x32_ps(a, _mm256_setr_epi32(0, 4, 2, 6, 0, 4, 2, 6));
     };
+    auto eight = [&](int r) { return _mm256_permute2f128_ps(four(r), four(r + 4), 0x20); };
     if constexpr (NUM <= 4) return {four(0), _mm256_setzero_ps()};
-    return {_mm256_permute2f128_ps(four(0), four(4), 0x20), _mm256_setzero_ps()};
+    if constexpr (NUM <= 8) return {eight(0), _mm256_setzero_ps()};
+    return {eight(0), eight(8)};
 #else
     float t[LANES] = {};
     for (int r = 0; r < NUM; r++) t[r] = sum(rows[r]);

@@ -1,0 +1,162 @@
+// Products with few rows of x, straight through the stored codes: T rows of x times R rows of w side by side, all R T sums in registers.
+// A Reader says how codes become vectors:
+//   Vector, get(x, column, v), add(in, weight, total)   what is multiplied: vector v of the part of x that begins at `column`
+//   PART, VECTORS            columns that are read at once, and the vectors that they make
+//   PARTS                    parts of a block, which begin(scales, column) prepares
+//   ROWS[T]                  rows of w side by side
+//   HAS_SCALES, SHARES_SCALES                           whether there are scales, and whether those of a block are those of all rows side by side
+//   LOSES_NAN                NaN codes do not become NaN
+//   read(codes, scales, column, weights)                the part of a row that begins at `column`
+#pragma once
+
+#include <algorithm>
+
+#include "linear.h"
+#include "linear_decode.h"
+#include "norm_rope.h"
+#include "row_sums.h"
+#include "simd.h"
+#include "unroll.h"
+
+namespace pelagos::PELAGOS_ISA {
+
+#if defined(PELAGOS_AVX512)
+constexpr int FEW = 8;  // rows of x up to which codes are decoded in registers
+#else
+constexpr int FEW = 4;
+#endif
+
+// How far ahead codes are fetched, at least: what memory gives while it is waited for.
+inline int64_t prefetch_distance(int64_t bytes_at_once) { return std::max<int64_t>(4096, bytes_at_once); }
+
+inline const float* row_of(const Product& job, int64_t r) { return job.x + (job.row_ids ? job.row_ids[r] : r) * job.x_stride; }
+
+inline void put_result(const Product& job, int64_t row, int64_t column, float y) {
+    job.y[row * job.y_stride + column] = job.round ? round_bf16(y) : y;
+}
+
+// The sums of T rows of y, R neighbours each, from column n on.
+template <int R, int T>
+inline __attribute__((always_inline)) void put_totals(const Product& job, int64_t n, const F16 (&total)[T][R]) {
+    constexpr int together = std::min(T, LANES / R);  // rows of y whose sums fit into a vector
+    repeat<(T + together - 1) / together>([&](auto part) __attribute__((always_inline)) {
+        constexpr int first = part * together, num = std::min(together, T - first);
+        F16 rows[num * R];
+        repeat<num>([&](auto t) __attribute__((always_inline)) {
+            repeat<R>([&](auto r) __attribute__((always_inline)) { rows[t * R + r] = total[first + t][r]; });
+        });
+        F16 y = lane_sums(rows);
+        alignas(64) float sums[LANES];
+        store(sums, job.round ? round_bf16(y) : y);
+        for (int t = 0; t < num; t++) std::memcpy(job.y + (first + t) * job.y_stride + n, sums + t * R, R * sizeof(float));
+    });
+}
+
+// Rows of w in memory: line r is `stride` bytes behind line 0, its scales `scale_stride` behind those of line 0.
+struct Lines {
+    const uint8_t* codes;
+    int64_t stride;
+    const uint8_t* scales;
+    int64_t scale_stride;
+    const uint8_t* line(int r) const { return codes + r * stride; }
+    const uint8_t* scales_of(int r) const { return scales + r * scale_stride; }
+};
+
+template <class Reader, int R, int T>
+inline __attribute__((always_inline)) void add_part(const Reader& reader, const Lines& w, int64_t column, const float* const (&x)[T],
+                                                    F16 (&total)[T][R]) {
+    using Vector = typename Reader::Vector;
+    constexpr int V = Reader::VECTORS;
+    if constexpr (R < T) {  // x is loaded once for all rows of w
+        Vector weights[R][V];
+        repeat<R>([&](auto r) __attribute__((always_inline)) { reader.read(w.line(r), w.scales_of(r), column, weights[r]); });
+        repeat<V>([&](auto v) __attribute__((always_inline)) {
+            repeat<T>([&](auto t) __attribute__((always_inline)) {
+                Vector in = Reader::get(x[t], column, v);
+                repeat<R>([&](auto r) __attribute__((always_inline)) { total[t][r] = Reader::add(in, weights[r][v], total[t][r]); });
+            });
+        });
+    } else {
+        repeat<R>([&](auto r) __attribute__((always_inline)) {
+            Vector weights[V];
+            reader.read(w.line(r), w.scales_of(r), column, weights);
+            repeat<V>([&](auto v) __attribute__((always_inline)) {
+                repeat<T>([&](auto t) __attribute__((always_inline)) {
+                    total[t][r] = Reader::add(Reader::get(x[t], column, v), weights[v], total[t][r]);
+                });
+            });
+        });
+    }
+}
+
+// All columns of R rows of w times T rows of x.
+template <class Reader, int R, int T>
+inline __attribute__((always_inline)) void multiply_lines(Reader& reader, const Product& job, const Lines& w, int64_t n,
+                                                          const float* const (&x)[T]) {
+    constexpr int64_t block = Reader::PART * Reader::PARTS;
+    const int64_t cols = job.w.cols, whole = cols / block * block, ahead = prefetch_distance(R * w.stride);
+    F16 total[T][R];
+    repeat<T>([&](auto t) __attribute__((always_inline)) {
+        repeat<R>([&](auto r) __attribute__((always_inline)) { total[t][r] = zero(); });
+    });
+    for (int64_t column = 0; column < whole; column += block) {
+        // The rows after these lie behind them: what comes next, where the processor's own prefetching sees R streams that end.
+        constexpr int64_t bytes = block * Reader::BITS / 8;
+        const int64_t at = column * Reader::BITS / 8;
+        if (bytes >= 64 || at % 64 == 0)
+            repeat<R>([&](auto r) __attribute__((always_inline)) {
+                for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(w.line(r) + ahead + at + i, 0, 2);
+            });
+        reader.begin(w.scales, column);
+        repeat<Reader::PARTS>([&](auto part) __attribute__((always_inline)) {
+            add_part<Reader, R, T>(reader, w, column + part * Reader::PART, x, total);
+        });
+    }
+    if (whole < cols) reader.begin(w.scales, whole);
+    for (int64_t column = whole; column < cols; column += Reader::PART) add_part<Reader, R, T>(reader, w, column, x, total);
+    put_totals<R, T>(job, n, total);
+    for (int r = 0; r < R && Reader::LOSES_NAN; r++)
+        if (has_nan_codes(w.line(r), cols))
+            for (int t = 0; t < T; t++) put_result(job, t, n + r, NAN);
+}
+
+// Rows begin .. end of w, R at a time; returns the first that is left over.
+template <class Reader, int R, int T>
+inline int64_t multiply_rows(Reader& reader, const Product& job, Lines w, int64_t begin, int64_t end, const float* const (&x)[T]) {
+    for (; begin + R <= end; begin += R, w.codes += R * w.stride, w.scales += R * w.scale_stride)
+        multiply_lines<Reader, R, T>(reader, job, w, begin, x);
+    return begin;
+}
+
+// Where the scales of a row begin, and how many bytes a row of scales has.
+inline int64_t scale_row_bytes(const Matrix& w) { return (w.cols + w.block_cols - 1) / w.block_cols * (w.float_scales ? 4 : 1); }
+inline const uint8_t* scales_at(const Matrix& w, int64_t row) {
+    return static_cast<const uint8_t*>(w.scales) + (w.first_row + row) / w.block_rows * scale_row_bytes(w);
+}
+
+template <class Reader, int T>
+inline void multiply_few(const Product& job, int64_t begin, int64_t end) {
+    const Matrix& w = job.w;
+    Reader reader(w);
+    const float* x[T];
+    for (int t = 0; t < T; t++) x[t] = row_of(job, t);
+    while (begin < end) {  // rows that share their scales, or whose scales lie one row behind another
+        const bool has_blocks = Reader::HAS_SCALES && (Reader::SHARES_SCALES || w.block_rows > 1);
+        int64_t stop = has_blocks ? std::min(end, begin + w.block_rows - (w.first_row + begin) % w.block_rows) : end;
+        for (int single = 0; single < 2; single++) {
+            Lines lines = {codes_at(w, begin, 0), w.cols * Reader::BITS / 8, Reader::HAS_SCALES ? scales_at(w, begin) : nullptr,
+                           Reader::HAS_SCALES && !has_blocks ? scale_row_bytes(w) : 0};
+            begin = single ? multiply_rows<Reader, 1, T>(reader, job, lines, begin, stop, x)
+                           : multiply_rows<Reader, Reader::ROWS[T], T>(reader, job, lines, begin, stop, x);
+        }
+    }
+}
+
+template <class Reader, int T = 1>
+inline void multiply_any_few(const Product& job, int64_t begin, int64_t end) {
+    if constexpr (T < FEW)
+        if (job.num_rows > T) return multiply_any_few<Reader, T + 1>(job, begin, end);
+    multiply_few<Reader, T>(job, begin, end);
+}
+
+}  // namespace pelagos::PELAGOS_ISA
