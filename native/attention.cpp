@@ -176,8 +176,11 @@ class Worker {
         }
         for (int64_t start = all.begin / BLOCK * BLOCK; start < all.end; start += BLOCK) {
             int first = int(std::max(all.begin, start) - start), last = int(std::min(all.end, start + BLOCK) - start);
-            for (int place = first; place < last; place++) load(start + place, block_.row(place));
-            block_.fill_columns(first, last);
+            for (int place = first; place < last;) {  // what is still in the nearest cache becomes columns
+                const int begin = place, end = std::min(last, place / LANES * LANES + LANES);
+                for (; place < end; place++) load(start + place, block_.row(place));
+                block_.fill_columns(begin, end);
+            }
             for (int64_t i = tile.first; i < tile.last; i++) {
                 Range rows = seen(queries_[i]);
                 int begin = int(std::max(rows.begin, start) - start), end = int(std::min(rows.end, start + BLOCK) - start);

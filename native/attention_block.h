@@ -66,11 +66,7 @@ struct Block {
     void fill_columns(int begin, int end) const {
         for (int first = begin / LANES * LANES; first < end; first += LANES) {
             float* to = columns + first * padded;
-            for (int64_t c = 0; c < padded; c += 4, to += 4 * LANES) {
-                F16 four[4];
-                load_columns(rows + first * stride + c, stride, four);
-                for (int j = 0; j < 4; j++) store(to + j * LANES, four[j]);
-            }
+            for (int64_t c = 0; c < padded; c += LANES, to += LANES * LANES) transpose_tile(rows + first * stride + c, stride, to);
         }
     }
 };
@@ -180,35 +176,52 @@ inline void add_block(const State& state, const HeadShape& shape, const float* q
     }
 }
 
+// Calls use(head, l) for the heads first_head .. last_head; before every 16 of them prepare(head, n) for n heads, which are lanes then.
+template <class Prepare, class Use>
+inline void each_head(int first_head, int last_head, const Prepare& prepare, const Use& use) {
+    for (int h = first_head; h < last_head; h += LANES) {
+        const int n = std::min(LANES, last_head - h);
+        prepare(h, n);
+        for (int l = 0; l < n; l++) use(h + l, l);
+    }
+}
+
 // Adds the softmax of later rows to that of earlier ones.
 inline void add_state(const State& state, const State& later, const HeadShape& shape, int first_head, int last_head) {
-    for (int h = first_head; h < last_head; h++) {
-        const float maximum = std::max(state.maximum[h], later.maximum[h]);
-        float shifts[LANES] = {state.maximum[h] - maximum, later.maximum[h] - maximum}, factors[LANES];
-        store(factors, exp_below(load(shifts)));
-        const F16 ours = set1(factors[0]), theirs = set1(factors[1]);
-        state.total[h] = std::fma(state.total[h], factors[0], later.total[h] * factors[1]);
-        state.maximum[h] = maximum;
+    alignas(64) float ours[LANES], theirs[LANES];
+    auto prepare = [&](int h, int n) {
+        F16 before = load_n(state.maximum + h, n), behind = load_n(later.maximum + h, n), maximum = max(behind, before);
+        F16 factor = exp_below(before - maximum), factor2 = exp_below(behind - maximum);
+        store_n(state.total + h, fma(load_n(state.total + h, n), factor, load_n(later.total + h, n) * factor2), n);
+        store_n(state.maximum + h, maximum, n);
+        store(ours, factor);
+        store(theirs, factor2);
+    };
+    each_head(first_head, last_head, prepare, [&](int h, int l) {
         float* sums = state.sums + h * shape.padded;
         const float* more = later.sums + h * shape.padded;
-        for (int64_t c = 0; c < shape.padded; c += LANES) store(sums + c, fma(load(sums + c), ours, load(more + c) * theirs));
-    }
+        const F16 factor = set1(ours[l]), factor2 = set1(theirs[l]);
+        for (int64_t c = 0; c < shape.padded; c += LANES) store(sums + c, fma(load(sums + c), factor, load(more + c) * factor2));
+    });
 }
 
 // Output [H, C], with the sink's share of the softmax left out of the sum of rows, turned back.
 inline void finish(const State& state, const HeadShape& shape, const float* sink, int first_head, int last_head, const AttendQuery& query) {
-    for (int h = first_head; h < last_head; h++) {
-        const float maximum = std::max(state.maximum[h], sink[h]);
-        float shifts[LANES] = {state.maximum[h] - maximum, sink[h] - maximum}, factors[LANES];
-        store(factors, exp_below(load(shifts)));
-        const F16 factor = set1(factors[0] / std::fma(state.total[h], factors[0], factors[1]));
+    alignas(64) float factors[LANES];
+    auto prepare = [&](int h, int n) {
+        F16 own = load_n(state.maximum + h, n), sinks = load_n(sink + h, n), maximum = max(sinks, own);
+        F16 factor = exp_below(own - maximum);
+        store(factors, factor / fma(load_n(state.total + h, n), factor, exp_below(sinks - maximum)));
+    };
+    each_head(first_head, last_head, prepare, [&](int h, int l) {
+        const F16 factor = set1(factors[l]);
         const float* sums = state.sums + h * shape.padded;
         float* to = query.out + int64_t(h) * shape.size;
-        for (int c = 0; c < shape.size; c += LANES) store_n(to + c, load(sums + c) * factor, std::min(LANES, shape.size - c));
-        if (!query.cos) continue;
+        each_vector(shape.size, [&](int64_t c, auto part) { part.put(to + c, load(sums + c) * factor); });
+        if (!query.cos) return;
         if (query.round) round_all(to, shape.size);
         rotate(to + shape.size - 2 * query.num_pairs, query.cos, query.sin, query.num_pairs, true, query.round);
-    }
+    });
 }
 
 }  // namespace pelagos::PELAGOS_ISA

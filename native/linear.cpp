@@ -30,9 +30,10 @@ inline int64_t vector_block(const Product& job) {
 template <Format F>
 struct PlainReader {
     using Vector = F16;
+    using Part = F16;
     static constexpr int BITS = F == Format::float32 ? 32 : F == Format::bfloat16 ? 16 : F == Format::fp8 ? 8 : 4;
-    static constexpr int PART = LANES, VECTORS = 1, PARTS = F == Format::float32 ? 1 : F == Format::fp8 ? 4 : 2;
-    static constexpr bool HAS_SCALES = pelagos::PELAGOS_ISA::HAS_SCALES<F>, SHARES_SCALES = false, LOSES_NAN = F == Format::fp8;
+    static constexpr int COLUMNS = LANES, VECTORS = 1, PARTS = F == Format::float32 ? 1 : F == Format::fp8 ? 4 : 2;
+    static constexpr bool HAS_SCALES = pelagos::PELAGOS_ISA::HAS_SCALES<F>, SHARES_SCALES = false, LOSES_NAN = F == Format::fp8, IS_PLAIN = true;
 #if defined(PELAGOS_AVX512)
     static constexpr int ROWS[FEW + 1] = {0, 8, 8, 4, 4, 4, 4, 2, 2};
 #else
@@ -47,15 +48,16 @@ struct PlainReader {
         std::memcpy(&value, scales + 4 * block, 4);
         return value;
     }
-    inline __attribute__((always_inline)) void read(const uint8_t* row, const uint8_t* scales, int64_t column, F16 (&weights)[1]) const {
+    inline __attribute__((always_inline)) void read(const uint8_t* row, const uint8_t* scales, int64_t column, F16& weights) const {
         const uint8_t* codes = row + column * BITS / 8;
         if constexpr (F == Format::fp8)
-            weights[0] = e4m3_halves<false>(codes) * set1(factor<F>(scale(scales, column / BLOCK_COLUMNS<F>)));
+            weights = e4m3_halves<false>(codes) * set1(factor<F>(scale(scales, column / BLOCK_COLUMNS<F>)));
         else if constexpr (F == Format::fp4)
-            weights[0] = Fp4Values(scale(scales, column / BLOCK_COLUMNS<F>)).load(codes);
+            weights = Fp4Values(scale(scales, column / BLOCK_COLUMNS<F>)).load(codes);
         else
-            weights[0] = load_codes<F>(codes);
+            weights = load_codes<F>(codes);
     }
+    static F16 weight(F16 part, int) { return part; }
     static F16 get(const float* x, int64_t column, int) { return load(x + column); }
     static F16 add(F16 x, F16 w, F16 total) { return fma(x, w, total); }
 };
@@ -64,13 +66,15 @@ struct PlainReader {
 // FP8 codes that are BF16 numbers under their scales (can_pair), by table, with half the steps of a conversion. NaN codes are NaN.
 struct TableReader {
     using Vector = F16;
-    static constexpr int BITS = 8, PART = 64, VECTORS = 4, PARTS = SCALE_COLUMNS / PART;
-    static constexpr bool HAS_SCALES = true, SHARES_SCALES = true, LOSES_NAN = false;
-    static constexpr int ROWS[FEW + 1] = {0, 8, 8, 4, 4, 4, 4, 2, 2};
-    Fp8Weights fp8;
+    using Part = Fp8Table::Values;
+    static constexpr int BITS = 8, COLUMNS = 64, VECTORS = 4, PARTS = SCALE_COLUMNS / COLUMNS;
+    static constexpr bool HAS_SCALES = true, SHARES_SCALES = true, LOSES_NAN = false, IS_PLAIN = true;
+    static constexpr int ROWS[FEW + 1] = {0, 8, 8, 4, 4, 2, 2, 2, 2};
+    Fp8Table fp8;
     explicit TableReader(const Matrix&) {}
-    void begin(const uint8_t* scales, int64_t column) { fp8 = Fp8Weights(scales[column / SCALE_COLUMNS]); }
-    void read(const uint8_t* codes, const uint8_t*, int64_t column, F16 (&weights)[4]) const { fp8.plain(codes + column, weights); }
+    void begin(const uint8_t* scales, int64_t column) { fp8 = Fp8Table(scales[column / SCALE_COLUMNS]); }
+    void read(const uint8_t* codes, const uint8_t*, int64_t column, Part& part) const { part = fp8.values(codes + column); }
+    static F16 weight(const Part& part, int v) { return part[v]; }
     static F16 get(const float* x, int64_t column, int v) { return load(x + column + v * LANES); }
     static F16 add(F16 x, F16 w, F16 total) { return fma(x, w, total); }
 };

@@ -78,23 +78,6 @@ inline float factor(float scale) {
     return F == Format::fp8 ? 256.0f * scale : scale;
 }
 
-// Whether one of n codes of E4M3, a multiple of 16, is NaN.
-inline bool has_nan_codes(const uint8_t* codes, int64_t n) {
-#if defined(PELAGOS_AVX512) || defined(PELAGOS_AVX2)
-    const __m128i size = _mm_set1_epi8(0x7f);
-    __m128i found = _mm_setzero_si128();
-    for (int64_t i = 0; i < n; i += 16) {
-        __m128i v = _mm_loadu_si128((const __m128i*)(codes + i));
-        found = _mm_or_si128(found, _mm_cmpeq_epi8(_mm_and_si128(v, size), size));
-    }
-    return !_mm_testz_si128(found, found);
-#else
-    bool found = false;
-    for (int64_t i = 0; i < n; i++) found |= (codes[i] & 0x7f) == 0x7f;
-    return found;
-#endif
-}
-
 // Columns under one scale in the official layouts.
 template <Format F>
 constexpr int64_t BLOCK_COLUMNS = F == Format::fp8 ? 128 : 32;

@@ -1,12 +1,14 @@
 // Products with few rows of x, straight through the stored codes: T rows of x times R rows of w side by side, all R T sums in registers.
 // A Reader says how codes become vectors:
 //   Vector, get(x, column, v), add(in, weight, total)   what is multiplied: vector v of the part of x that begins at `column`
-//   PART, VECTORS            columns that are read at once, and the vectors that they make
+//   COLUMNS, VECTORS         columns that are read at once, a part, and the vectors that they make
 //   PARTS                    parts of a block, which begin(scales, column) prepares
 //   ROWS[T]                  rows of w side by side
 //   HAS_SCALES, SHARES_SCALES                           whether there are scales, and whether those of a block are those of all rows side by side
 //   LOSES_NAN                NaN codes do not become NaN
-//   read(codes, scales, column, weights)                the part of a row that begins at `column`
+//   IS_PLAIN                 vectors are of float32
+//   read(codes, scales, column, part)                   the part of a row that begins at `column`, a Part
+//   weight(part, v)                                     vector v of it
 #pragma once
 
 #include <algorithm>
@@ -62,27 +64,41 @@ struct Lines {
     const uint8_t* scales_of(int r) const { return scales + r * scale_stride; }
 };
 
+// Makes the compiler load a vector once, where it would fold the load into each of its uses.
+template <class Vector>
+inline __attribute__((always_inline)) void hold(Vector& a) {
+#if defined(PELAGOS_AVX512)
+    asm("" : "+v"(a.v));
+#else
+    (void)a;
+#endif
+}
+
 template <class Reader, int R, int T>
 inline __attribute__((always_inline)) void add_part(const Reader& reader, const Lines& w, int64_t column, const float* const (&x)[T],
                                                     F16 (&total)[T][R]) {
     using Vector = typename Reader::Vector;
     constexpr int V = Reader::VECTORS;
     if constexpr (R < T) {  // x is loaded once for all rows of w
-        Vector weights[R][V];
-        repeat<R>([&](auto r) __attribute__((always_inline)) { reader.read(w.line(r), w.scales_of(r), column, weights[r]); });
+        typename Reader::Part parts[R];
+        repeat<R>([&](auto r) __attribute__((always_inline)) { reader.read(w.line(r), w.scales_of(r), column, parts[r]); });
         repeat<V>([&](auto v) __attribute__((always_inline)) {
+            Vector weights[R];
+            repeat<R>([&](auto r) __attribute__((always_inline)) { weights[r] = Reader::weight(parts[r], v); });
             repeat<T>([&](auto t) __attribute__((always_inline)) {
                 Vector in = Reader::get(x[t], column, v);
-                repeat<R>([&](auto r) __attribute__((always_inline)) { total[t][r] = Reader::add(in, weights[r][v], total[t][r]); });
+                if constexpr (R == 2 && Reader::IS_PLAIN) hold(in);
+                repeat<R>([&](auto r) __attribute__((always_inline)) { total[t][r] = Reader::add(in, weights[r], total[t][r]); });
             });
         });
     } else {
         repeat<R>([&](auto r) __attribute__((always_inline)) {
-            Vector weights[V];
-            reader.read(w.line(r), w.scales_of(r), column, weights);
+            typename Reader::Part part;
+            reader.read(w.line(r), w.scales_of(r), column, part);
             repeat<V>([&](auto v) __attribute__((always_inline)) {
+                const Vector weight = Reader::weight(part, v);
                 repeat<T>([&](auto t) __attribute__((always_inline)) {
-                    total[t][r] = Reader::add(Reader::get(x[t], column, v), weights[v], total[t][r]);
+                    total[t][r] = Reader::add(Reader::get(x[t], column, v), weight, total[t][r]);
                 });
             });
         });
@@ -93,7 +109,7 @@ inline __attribute__((always_inline)) void add_part(const Reader& reader, const 
 template <class Reader, int R, int T>
 inline __attribute__((always_inline)) void multiply_lines(Reader& reader, const Product& job, const Lines& w, int64_t n,
                                                           const float* const (&x)[T]) {
-    constexpr int64_t block = Reader::PART * Reader::PARTS;
+    constexpr int64_t block = Reader::COLUMNS * Reader::PARTS;
     const int64_t cols = job.w.cols, whole = cols / block * block, ahead = prefetch_distance(R * w.stride);
     F16 total[T][R];
     repeat<T>([&](auto t) __attribute__((always_inline)) {
@@ -109,11 +125,11 @@ inline __attribute__((always_inline)) void multiply_lines(Reader& reader, const 
             });
         reader.begin(w.scales, column);
         repeat<Reader::PARTS>([&](auto part) __attribute__((always_inline)) {
-            add_part<Reader, R, T>(reader, w, column + part * Reader::PART, x, total);
+            add_part<Reader, R, T>(reader, w, column + part * Reader::COLUMNS, x, total);
         });
     }
     if (whole < cols) reader.begin(w.scales, whole);
-    for (int64_t column = whole; column < cols; column += Reader::PART) add_part<Reader, R, T>(reader, w, column, x, total);
+    for (int64_t column = whole; column < cols; column += Reader::COLUMNS) add_part<Reader, R, T>(reader, w, column, x, total);
     put_totals<R, T>(job, n, total);
     for (int r = 0; r < R && Reader::LOSES_NAN; r++)
         if (has_nan_codes(w.line(r), cols))

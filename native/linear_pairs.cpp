@@ -9,11 +9,12 @@ namespace {
 template <Format F>
 struct PairReader {
     using Vector = Unit;
+    struct Part { Unit of[64 / PAIR_COLUMNS * UNITS]; };
     static constexpr bool IS_FP8 = F == Format::fp8;
-    static constexpr int BITS = IS_FP8 ? 8 : 4, PART = 64, PARTS = SCALE_COLUMNS / PART, VECTORS = PART / PAIR_COLUMNS * UNITS;
-    static constexpr bool HAS_SCALES = true, SHARES_SCALES = IS_FP8, LOSES_NAN = IS_FP8 && UNITS == 2;
+    static constexpr int BITS = IS_FP8 ? 8 : 4, COLUMNS = 64, PARTS = SCALE_COLUMNS / COLUMNS, VECTORS = COLUMNS / PAIR_COLUMNS * UNITS;
+    static constexpr bool HAS_SCALES = true, SHARES_SCALES = IS_FP8, LOSES_NAN = IS_FP8 && UNITS == 2, IS_PLAIN = false;
 #if defined(PELAGOS_AVX512_BF16)
-    static constexpr int ROWS[FEW + 1] = {0, 8, 8, 4, 4, 4, 4, 2, 2};
+    static constexpr int ROWS[FEW + 1] = {0, 8, 8, 4, 4, 4, 2, 2, 2};
 #elif defined(PELAGOS_AVX512)
     static constexpr int ROWS[FEW + 1] = {0, 8, 8, 4, 4, 2, 2, 2, 2};
 #else
@@ -24,13 +25,14 @@ struct PairReader {
     void begin(const uint8_t* scales, int64_t column) {
         if constexpr (IS_FP8) fp8 = Fp8Weights(scales[column / SCALE_COLUMNS]);
     }
-    inline __attribute__((always_inline)) void read(const uint8_t* codes, const uint8_t* scales, int64_t column, Unit (&weights)[VECTORS]) const {
-        auto keep = [&](auto u, Unit unit) __attribute__((always_inline)) { weights[u] = unit; };
+    inline __attribute__((always_inline)) void read(const uint8_t* codes, const uint8_t* scales, int64_t column, Part& part) const {
+        auto keep = [&](auto u, Unit unit) __attribute__((always_inline)) { part.of[u] = unit; };
         if constexpr (IS_FP8)
             fp8.each(codes + column, keep);
         else
             Fp4Weights::each(codes + column / 2, scales + column / PAIR_COLUMNS, keep);
     }
+    static Unit weight(const Part& part, int v) { return part.of[v]; }
     static Unit get(const float* x, int64_t column, int v) { return load_unit(x + packed_at(column) + v * LANES); }
     static F16 add(Unit x, Unit w, F16 total) { return dot(x, w, total); }
 };

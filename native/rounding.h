@@ -2,6 +2,8 @@
 // mean is defined by pelagos/formats; results are the same, bit for bit.
 #pragma once
 
+#include <algorithm>
+
 #include "simd.h"
 #include "types.h"
 
@@ -213,6 +215,31 @@ inline F16 e4m3_halves(const uint8_t* codes) {
 #endif
 }
 
+// Whether one of n codes of E4M3, a multiple of 16, is NaN.
+inline bool has_nan_codes(const uint8_t* codes, int64_t n) {
+#if defined(PELAGOS_AVX512)
+    const __m512i size = _mm512_set1_epi8(0x7f);
+    __mmask64 found = 0;
+    for (int64_t i = 0; i < n; i += 64) {
+        __mmask64 there = n - i < 64 ? ~uint64_t(0) >> (64 - (n - i)) : ~uint64_t(0);
+        found |= _mm512_cmpeq_epi8_mask(_mm512_and_si512(_mm512_maskz_loadu_epi8(there, codes + i), size), size);
+    }
+    return found != 0;
+#elif defined(PELAGOS_AVX2)
+    const __m128i size = _mm_set1_epi8(0x7f);
+    __m128i found = _mm_setzero_si128();
+    for (int64_t i = 0; i < n; i += 16) {
+        __m128i v = _mm_loadu_si128((const __m128i*)(codes + i));
+        found = _mm_or_si128(found, _mm_cmpeq_epi8(_mm_and_si128(v, size), size));
+    }
+    return !_mm_testz_si128(found, found);
+#else
+    bool found = false;
+    for (int64_t i = 0; i < n; i++) found |= (codes[i] & 0x7f) == 0x7f;
+    return found;
+#endif
+}
+
 inline F16 decode_e4m3(const uint8_t* codes) { return e4m3_halves(codes) * set1(256.0f); }
 
 inline void load_e4m3_group(const uint8_t* codes, int n, float scale, float* x) {
@@ -257,8 +284,8 @@ inline void store_row(const RowLayout& layout, const float* x, uint8_t* row) {
     }
 }
 
-// The inverse of store_row. Reads no byte outside the row.
-inline void load_row(const RowLayout& layout, const uint8_t* row, float* x) {
+// Any row.
+inline __attribute__((noinline)) void load_any_row(const RowLayout& layout, const uint8_t* row, float* x) {
     int size = layout.size, plain = size - layout.num_rope;
     switch (layout.format) {
         case RowFormat::float32: std::memcpy(x, row, 4 * size_t(size)); return;
@@ -281,6 +308,26 @@ inline void load_row(const RowLayout& layout, const uint8_t* row, float* x) {
             for (int i = 0; i < size; i += 32)
                 load_e2m1_group(row + i / 2, size - i < 32 ? size - i : 32, scale_of(row[size / 2 + i / 32]), x + i);
     }
+}
+
+// A row of RowFormat::fp8 of whole vectors, without NaN codes, under scales 2^-126 .. 2^119; false where it is another.
+inline __attribute__((always_inline)) bool load_usual_row(const RowLayout& layout, const uint8_t* row, float* x) {
+    const int plain = layout.size - layout.num_rope;
+    if (layout.format != RowFormat::fp8 || plain % LANES != 0 || layout.num_rope % LANES != 0) return false;
+    const uint8_t* scales = row + plain + 2 * layout.num_rope;
+    for (int group = 0; group < plain; group += 64) {
+        const int byte = scales[group / 64];
+        if (byte == 0 || byte > 246) return false;
+        const F16 factor = from_bits(set1i((byte + 8) << 23));  // 256 times the scale
+        for (int i = group; i < std::min(plain, group + 64); i += LANES) store(x + i, e4m3_halves<false>(row + i) * factor);
+    }
+    for (int i = 0; i < layout.num_rope; i += LANES) store(x + plain + i, get_bf16(WholeVector{}, row + plain + 2 * i));
+    return !has_nan_codes(row, plain);
+}
+
+// The inverse of store_row. Reads no byte outside the row.
+inline void load_row(const RowLayout& layout, const uint8_t* row, float* x) {
+    if (!load_usual_row(layout, row, x)) load_any_row(layout, row, x);
 }
 
 }  // namespace pelagos::PELAGOS_ISA

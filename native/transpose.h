@@ -2,6 +2,7 @@
 #pragma once
 
 #include "simd.h"
+#include "unroll.h"
 
 namespace pelagos::PELAGOS_ISA {
 
@@ -47,6 +48,37 @@ inline void load_columns(const RowAt& row, F16 columns[4]) {
 // The same of rows that lie `stride` floats apart.
 inline void load_columns(const float* rows, int64_t stride, F16 columns[4]) {
     load_columns([=](int l) { return rows + l * stride; }, columns);
+}
+
+// 16 columns of 16 rows, one behind another. Not inlined: its 16 vectors need the registers.
+inline __attribute__((noinline)) void transpose_tile(const float* rows, int64_t stride, float* columns) {
+#if defined(PELAGOS_AVX512)
+    __m512 quad[16];  // quad[4 g + j]: of rows 4 g .. 4 g + 3 the columns j, j + 4, j + 8, j + 12
+    repeat<4>([&](auto g) __attribute__((always_inline)) {
+        auto row = [&](int i) { return _mm512_loadu_ps(rows + (4 * g + i) * stride); };
+        __m512 a = row(0), b = row(1), c = row(2), d = row(3);
+        __m512d low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b)), low2 = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
+        __m512d high = _mm512_castps_pd(_mm512_unpackhi_ps(a, b)), high2 = _mm512_castps_pd(_mm512_unpackhi_ps(c, d));
+        quad[4 * g] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, low2));
+        quad[4 * g + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, low2));
+        quad[4 * g + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, high2));
+        quad[4 * g + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, high2));
+    });
+    repeat<4>([&](auto j) __attribute__((always_inline)) {
+        __m512 even = _mm512_shuffle_f32x4(quad[j], quad[4 + j], 0x88), even2 = _mm512_shuffle_f32x4(quad[8 + j], quad[12 + j], 0x88);
+        __m512 odd = _mm512_shuffle_f32x4(quad[j], quad[4 + j], 0xdd), odd2 = _mm512_shuffle_f32x4(quad[8 + j], quad[12 + j], 0xdd);
+        _mm512_storeu_ps(columns + j * LANES, _mm512_shuffle_f32x4(even, even2, 0x88));
+        _mm512_storeu_ps(columns + (4 + j) * LANES, _mm512_shuffle_f32x4(odd, odd2, 0x88));
+        _mm512_storeu_ps(columns + (8 + j) * LANES, _mm512_shuffle_f32x4(even, even2, 0xdd));
+        _mm512_storeu_ps(columns + (12 + j) * LANES, _mm512_shuffle_f32x4(odd, odd2, 0xdd));
+    });
+#else
+    for (int c = 0; c < LANES; c += 4) {
+        F16 four[4];
+        load_columns(rows + c, stride, four);
+        for (int j = 0; j < 4; j++) store(columns + (c + j) * LANES, four[j]);
+    }
+#endif
 }
 
 }  // namespace pelagos::PELAGOS_ISA
