@@ -118,6 +118,10 @@ class Worker {
         return !a.ring && !b.ring && window_origin(a) == window_origin(b) && a.rows == b.rows && !a.chosen == !b.chosen;
     }
 
+    // One row of the ring of a query that comes next: nothing else fetches what another sequence keeps.
+    void prefetch_ring(const AttendQuery& query, int64_t at) const {
+        for (int64_t i = 0; query.ring && i < query.ring_layout->bytes; i += 64) __builtin_prefetch(query.ring + at + i, 0, 2);
+    }
     void copy_row(const void* from, float* to) const { std::memcpy(to, from, shape_.size * sizeof(float)); }
 
     void finish_tile(const Tile& tile) const {
@@ -146,7 +150,9 @@ class Worker {
             if (first.ring)
                 add_rows(tile, states, seen, [&](int64_t position, float* to) {
                     if (position == own) return copy_row(first.window, to);
-                    load_row(*first.ring_layout, first.ring + position % first.num_slots * first.ring_layout->bytes, to);
+                    const int64_t at = position % first.num_slots * first.ring_layout->bytes;
+                    if (tile.last < num_queries_) prefetch_ring(queries_[tile.last], at);
+                    load_row(*first.ring_layout, first.ring + at, to);
                 });
             else
                 add_rows(tile, states, seen, [&](int64_t position, float* to) {

@@ -80,13 +80,17 @@ void join_draft(const Pass& p) {
     p.team.wait();
 }
 
-// The normed input x of a sub-block, and the weights of its output.
+// The normed input x of a sub-block, and the weights of its output. No barrier behind.
 void read_streams(const Pass& p, const StreamWeights& w, const float* norm) {
     const ModelShape& m = p.shape;
     int64_t D = m.width, M = m.num_streams, T = p.job.num_tokens;
-    Product z = product(w.fn, p.job.streams, T, p.s.z, false);
-    linear_kernels.linear(p.team, &z, 1);
-    p.team.wait();
+    if (is_by_token(p)) {
+        multiply_own(p, w.fn, p.job.streams, p.s.z);
+    } else {
+        Product z = product(w.fn, p.job.streams, T, p.s.z, false);
+        linear_kernels.linear(p.team, &z, 1);
+        p.team.wait();
+    }
     each_token(p, [&](int64_t t, int64_t, int64_t) {
         const float* streams = p.job.streams + t * M * D;
         float *pre = p.s.pre + t * M, *x = p.s.x + t * D;
@@ -96,20 +100,20 @@ void read_streams(const Pass& p, const StreamWeights& w, const float* norm) {
         rms_norm(x, norm, D, m.norm_eps, x, m.bf16);
         if (m.rounds) round_input(x, D, p.s.x_rounded + t * D, p.s.x_packed + t * D);
     });
-    p.team.wait();
 }
 
 // Streams after a sub-block; items are (token, 64 channels).
 template <class Before>
 void write_streams(const Pass& p, const Before& before) {
     int64_t D = p.shape.width, M = p.shape.num_streams, parts = (D + 63) / 64;
-    Range mine = p.team.share(p.job.num_tokens * parts);
+    const bool is_apart = is_by_token(p);
+    Range mine = p.team.share(p.job.num_tokens * parts, is_apart ? parts : 1);
     for (int64_t item = mine.begin; item < mine.end; item++) {
         int64_t t = item / parts, begin = item % parts * 64, end = std::min(D, begin + 64);
         before(t, begin, end);
         mhc_expand(p.job.streams + t * M * D, p.s.y + t * D, p.s.post + t * M, p.s.mix + t * M * M, int(M), D, begin, end, p.shape.bf16);
     }
-    p.team.wait();
+    if (!is_apart) p.team.wait();
 }
 
 void forward(const Team& team, const ForwardJob& job, void* scratch) {
@@ -125,6 +129,7 @@ void forward(const Team& team, const ForwardJob& job, void* scratch) {
     for (int l = 0; l < job.num_layers; l++) {
         const Layer& layer = job.layers[l];
         read_streams(p, layer.hc_attn, layer.attn_norm);
+        team.wait();
         attention_block(p, layer, l);
         write_streams(p, [](int64_t, int64_t, int64_t) {});
         read_streams(p, layer.hc_ffn, layer.ffn_norm);

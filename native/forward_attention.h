@@ -46,6 +46,18 @@ inline void each_token(const Pass& p, const Work& work) {
     }
 }
 
+// Whether each thread keeps to tokens of its own from write_streams to the end of read_streams, and of routing: then no barrier lies
+// between, and their streams stay in its cache. Of fewer tokens than this the products would read their weights too often.
+inline bool is_by_token(const Pass& p) { return p.job.num_tokens >= 2 * p.team.size; }
+
+// y = x W^T for the tokens of this thread's share.
+inline void multiply_own(const Pass& p, const Matrix& w, const float* x, float* y) {
+    const Team alone(0, 1, nullptr);
+    const Range mine = p.team.share(p.job.num_tokens);
+    Product own = product(w, x + mine.begin * w.cols, mine.end - mine.begin, y + mine.begin * w.rows, false);
+    linear_kernels.linear(alone, &own, 1);
+}
+
 inline int64_t window_rows(const Layer& layer, const SequenceStep& step) {  // rows of the ring that new tokens may see
     return std::min<int64_t>(step.position, layer.window - 1);
 }

@@ -101,13 +101,18 @@ inline void add_experts(const Pass& p, int64_t t, int64_t begin, int64_t end) {
     }
 }
 
-// y = MoE(x), [T, D]: left in expert_out for add_experts.
+// y = MoE(x), [T, D]: left in expert_out for add_experts. Follows read_streams without a barrier.
 inline void moe_block(const Pass& p, const Layer& layer) {
     const Team& team = p.team;
-    Product router = product(layer.gate, p.s.x, p.job.num_tokens, p.s.scores, false);
-    linear_kernels.linear(team, &router, 1);
-    team.wait();
-    const bool is_short = p.job.num_tokens <= 2;  // sharing it takes longer than doing it
+    const bool is_short = p.job.num_tokens <= 2 && !is_by_token(p);  // sharing the routing takes longer than doing it
+    if (is_by_token(p)) {
+        multiply_own(p, layer.gate, p.s.x, p.s.scores);
+    } else {
+        team.wait();
+        Product router = product(layer.gate, p.s.x, p.job.num_tokens, p.s.scores, false);
+        linear_kernels.linear(team, &router, 1);
+        team.wait();
+    }
     if (!is_short) {
         route(p, layer);
         team.wait();
