@@ -85,10 +85,11 @@ class Timeline(SequenceMemory):
         self.num_pages += 1
 
     def _set_table(self, table: np.ndarray) -> None:
-        self.table, self._table_address = table, table.ctypes.data
+        self.table = table
+        self._addresses = table.ctypes.data, self.block_address, self.pool.memory.data_ptr()
 
     def addresses(self) -> tuple[int, int, int]:
-        return self._table_address, self.block_address, self.pool.memory.data_ptr()
+        return self._addresses
 
     def load(self, data: np.ndarray, num_tokens: int) -> None:
         """Go on behind ``num_tokens`` tokens, from what ``save`` gave there."""

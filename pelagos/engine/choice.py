@@ -6,11 +6,11 @@ chosen. Guesses thus change which tokens are read at once, and no token.
 
 import logging
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from torch import Tensor
 
 from pelagos.common.errors import PelagosError
+from pelagos.engine.request import Constraint
 from pelagos.engine.sampler import Sampled, checked_token, choose, sample, token_choice
 from pelagos.engine.sequence import Batch, Piece, Sequence
 from pelagos.ops.cpu.sampling import TokenChoice
@@ -18,34 +18,30 @@ from pelagos.ops.cpu.sampling import TokenChoice
 _log = logging.getLogger(__name__)
 
 
-class _Turn(NamedTuple):
-    """A sequence that asked for logits, and which row of them is its first."""
-
-    piece: Piece
-    sequence: Sequence
-    row: int
-
-    @property
-    def is_free(self) -> bool:
-        return self.sequence.job.params.is_free and self.sequence.constraint is None
+_Turn = tuple[Piece, Sequence, int]  # a sequence that asked for logits, and which row of them is its first
 
 
 def choose_tokens(batch: Batch, logits: Tensor) -> Iterator[tuple[Sequence, str | None]]:
     """Append to each sequence that asked for logits its next tokens; yields it with what went wrong with it, if
     something did. ``logits``: [N, V], one piece's rows behind another's. Guesses that were wrong are rewound."""
     turns = list(_turns(batch))
-    chosen = iter(choose(logits, _choices(turns)) if turns else ())
-    for turn in turns:
-        tokens = [next(chosen) for _ in range(turn.piece.num_logits)] if turn.is_free else None
+    wanted = _choices(turns)
+    chosen = choose(logits, wanted) if wanted else []
+    num_taken = 0
+    for piece, sequence, row in turns:
+        tokens = None
+        if sequence.is_free:
+            tokens = chosen[num_taken : num_taken + piece.num_logits]
+            num_taken += piece.num_logits
         try:
-            _extend(turn, logits, tokens)
+            _extend(piece, sequence, logits[row : row + piece.num_logits] if tokens is None else tokens)
         except PelagosError as error:
-            yield turn.sequence, str(error)
+            yield sequence, str(error)
         except Exception:  # of one sequence's making: its neighbours in the step go on
-            _log.exception("the next token of request %s could not be chosen", turn.sequence.job.request_id)
-            yield turn.sequence, "the next token could not be chosen: see the log"
+            _log.exception("the next token of request %s could not be chosen", sequence.job.request_id)
+            yield sequence, "the next token could not be chosen: see the log"
         else:
-            yield turn.sequence, None
+            yield sequence, None
 
 
 def _turns(batch: Batch) -> Iterator[_Turn]:
@@ -56,45 +52,48 @@ def _turns(batch: Batch) -> Iterator[_Turn]:
         job = piece.sequence.job
         is_first = piece.sequence.num_ids == job.num_prompt_tokens
         for sequence in job.sequences if is_first else (piece.sequence,):
-            yield _Turn(piece, sequence, row)
+            yield piece, sequence, row
         row += piece.num_logits
 
 
 def _choices(turns: list[_Turn]) -> list[TokenChoice]:
     """What free sequences want, behind each guess as if it were right."""
     return [
-        token_choice(turn.sequence.job.params, turn.sequence.num_ids + i, turn.row + i, turn.sequence.choice)
-        for turn in turns
-        if turn.is_free
-        for i in range(turn.piece.num_logits)
+        token_choice(sequence.job.params, sequence.num_ids + i, row + i, sequence.choice)
+        for piece, sequence, row in turns
+        if sequence.is_free
+        for i in range(piece.num_logits)
     ]
 
 
-def _extend(turn: _Turn, logits: Tensor, tokens: list[int] | None) -> None:
-    """``tokens``: those of a free sequence."""
-    piece, sequence, job = turn.piece, turn.sequence, turn.sequence.job
-    num_accepted = 0
-    for i in range(piece.num_logits):
-        if tokens is not None:
-            sequence.append(Sampled(token_id=checked_token(tokens[i], sequence.num_ids)))
+def _extend(piece: Piece, sequence: Sequence, rows: Tensor | list[int]) -> None:
+    """``rows``: what was chosen for a free sequence behind each token, for others the logits there."""
+    num_accepted, num_drafts = 0, piece.num_drafts
+    for row in rows:
+        if isinstance(row, int):
+            sampled = Sampled(checked_token(row, sequence.num_ids))
         else:
-            sequence.append(_sampled(sequence, logits[turn.row + i]))
-        is_guessed = (
-            i < piece.num_drafts and sequence.ids[sequence.num_ids - 1] == piece.token_ids[i - piece.num_drafts]
-        )
-        if not is_guessed:
+            sampled = _sampled(sequence, row)
+        sequence.append(sampled)
+        if num_accepted == num_drafts or sampled.token_id != piece.token_ids[num_accepted - num_drafts]:
             break
         num_accepted += 1
         if sequence.finish_reason is not None:
             break
-    if piece.num_drafts:
-        sequence.drafts = []
-        job.num_drafted += piece.num_drafts
-        job.num_accepted += num_accepted
-        num_wrong = piece.num_drafts - num_accepted
-        if num_wrong:
-            sequence.timeline.rewind(sequence.timeline.num_tokens - num_wrong)
-    _append_forced(sequence)
+    if num_drafts:
+        _settle(piece, sequence, num_accepted)
+    if sequence.constraint is not None:
+        _append_forced(sequence, sequence.constraint)
+
+
+def _settle(piece: Piece, sequence: Sequence, num_accepted: int) -> None:
+    """Take back the guesses of a piece that were wrong."""
+    sequence.drafts = []
+    sequence.job.num_drafted += piece.num_drafts
+    sequence.job.num_accepted += num_accepted
+    num_wrong = piece.num_drafts - num_accepted
+    if num_wrong:
+        sequence.timeline.rewind(sequence.timeline.num_tokens - num_wrong)
 
 
 def _sampled(sequence: Sequence, logits: Tensor) -> Sampled:
@@ -104,11 +103,10 @@ def _sampled(sequence: Sequence, logits: Tensor) -> Sampled:
     return sample(logits, params, sequence.history, sequence.num_ids, choice=sequence.choice, mask=mask)
 
 
-def _append_forced(sequence: Sequence) -> None:
+def _append_forced(sequence: Sequence, constraint: Constraint) -> None:
     """Tokens that a grammar leaves no choice about are appended as they are: what choosing under the mask would give.
     Where log-probabilities are asked for, each token is chosen from its logits."""
-    constraint = sequence.constraint
-    if constraint is None or not constraint.is_active or sequence.job.params.logprobs is not None:
+    if not constraint.is_active or sequence.job.params.logprobs is not None:
         return
     for token_id in constraint.forced() if sequence.finish_reason is None else ():
         sequence.append(Sampled(token_id=token_id))

@@ -194,10 +194,10 @@ class Engine:
             self._unsaid[sequence] = None
         for sequence in [sequence for sequence in self._unsaid if sequence.job.quiet_until <= now]:
             self._say(sequence)
-        for sequence in changed:
-            if sequence.finish_reason is not None:
-                self._close(sequence)
-        for job in {sequence.job: None for sequence in changed}:
+        ended = [sequence for sequence in changed if sequence.finish_reason is not None]
+        for sequence in ended:
+            self._close(sequence)
+        for job in {sequence.job: None for sequence in ended}:
             if job.error is not None:
                 self._end(job, "error")
             elif all(sequence.is_closed for sequence in job.sequences):

@@ -36,15 +36,16 @@ class NativeRunner(Runner):
         return torch.cat(logits), torch.cat(streams)
 
     def _pass(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        lengths = [len(piece.token_ids) for piece in batch]
-        flat = torch.from_numpy(np.concatenate([piece.token_ids for piece in batch]))
-        streams = self.native.new_streams(len(flat))
-        self.native.advance(flat, lengths, [piece.sequence.timeline for piece in batch], streams)
+        lengths: list[int] = []
         rows: list[int] = []
         end = 0
-        for piece, length in zip(batch, lengths, strict=True):
-            end += length
+        for piece in batch:
+            lengths.append(len(piece.token_ids))
+            end += lengths[-1]
             rows += range(end - piece.num_logits, end)
+        flat = torch.from_numpy(np.concatenate([piece.token_ids for piece in batch]))
+        streams = self.native.new_streams(end)
+        self.native.advance(flat, lengths, [piece.sequence.timeline for piece in batch], streams)
         logits = self.native.output(streams, rows) if rows else streams.new_empty(0, self._vocab_size)
         return logits, streams
 
@@ -54,12 +55,13 @@ def _passes(batch: Batch) -> list[Batch]:
     passes: list[list[Piece]] = []
     room = 0
     for piece in batch:
-        assert len(piece.token_ids) <= MAX_BATCH_TOKENS
-        if len(piece.token_ids) > room:
+        length = len(piece.token_ids)
+        assert length <= MAX_BATCH_TOKENS
+        if length > room:
             passes.append([])
             room = MAX_BATCH_TOKENS
         passes[-1].append(piece)
-        room -= len(piece.token_ids)
+        room -= length
     return passes
 
 

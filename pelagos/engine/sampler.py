@@ -7,7 +7,7 @@ read, or on whether the work was stopped and went on.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,8 +33,7 @@ class History:
         self.counts[token_id] += 1
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampled:
+class Sampled(NamedTuple):
     """One chosen token. Log-probabilities are natural logarithms under the model's own distribution, before penalties,
     temperature and filters; they are None and () unless asked for. ``top_logprobs``: (token id, value), likeliest
     first."""

@@ -127,17 +127,18 @@ class Scheduler:
 
     def plan(self) -> Batch:
         """The pieces of the next step; none if there is nothing to do."""
-        active = sorted((job for job in self.running if not job.is_paused), key=self._rank)
-        batch = [
-            _next_tokens(sequence)
-            for job in active
-            if not job.is_reading
-            for sequence in job.sequences
-            if not sequence.is_closed
-        ]
+        batch: Batch = []
+        reading: list[Job] = []
+        for job in sorted([job for job in self.running if not job.is_paused], key=self._rank):
+            if job.is_reading:
+                reading.append(job)
+                continue
+            for sequence in job.sequences:
+                if not sequence.is_closed:
+                    batch.append(_next_tokens(sequence))
         room = self.config.shared_prefill_tokens if batch else self.config.prefill_tokens
-        for job in active:
-            if job.is_reading and room > 0:
+        for job in reading:
+            if room > 0:
                 batch.append(self._chunk(job, room))
                 room -= len(batch[-1].token_ids)
         for piece in batch:
@@ -156,16 +157,11 @@ class Scheduler:
 
 def _next_tokens(sequence: Sequence) -> Piece:
     """What is known behind the timeline's end, and guesses behind that."""
-    drafts, token_ids = sequence.drafts, sequence.pending
+    drafts, start = sequence.drafts, sequence.timeline.num_tokens
+    token_ids = sequence.ids[start : sequence.num_ids]
     if drafts:
         token_ids = np.concatenate([token_ids, np.array(drafts, dtype=np.int32)])
-    return Piece(
-        sequence=sequence,
-        start=sequence.timeline.num_tokens,
-        token_ids=token_ids,
-        num_logits=1 + len(drafts),
-        num_drafts=len(drafts),
-    )
+    return Piece(sequence, start, token_ids, num_logits=1 + len(drafts), num_drafts=len(drafts))
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> int:

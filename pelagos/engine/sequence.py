@@ -5,7 +5,7 @@ prompt's end the other answers fork from it.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,10 +15,11 @@ from pelagos.engine.sampler import History, Sampled
 from pelagos.engine.stop import TextStream
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, slots=True)
 class Sequence:
     """One answer. ``timeline``: what the engine's cache opened for it. ``ids``: room for all its tokens, the prompt's
-    first; the first ``num_ids`` are known, of which the timeline has read ``timeline.num_tokens``."""
+    first; the first ``num_ids`` are known, of which the timeline has read ``timeline.num_tokens``. ``is_free``: whether
+    nothing but the logits counts for its next token."""
 
     job: "Job"
     choice: int
@@ -28,6 +29,7 @@ class Sequence:
     constraint: Constraint | None
     history: History | None
     text: TextStream
+    is_free: bool
     sampled: list[Sampled] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
     finish_reason: FinishReason | None = None
@@ -95,7 +97,7 @@ class Sequence:
         )
 
 
-@dataclass(kw_only=True, eq=False)
+@dataclass(kw_only=True, eq=False, slots=True)
 class Job:
     """One request. ``order``: of arrival. ``stops``: places in the prompt where another request waits for a restart
     point; ``waits_for``: the job whose work it waits for. ``sequences`` is empty until it is admitted."""
@@ -123,10 +125,10 @@ class Job:
     note: str = ""
     error: str | None = None
     answers: dict[int, Answer] = field(default_factory=dict)
+    num_prompt_tokens: int = field(init=False)
 
-    @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.prompt)
+    def __post_init__(self) -> None:
+        self.num_prompt_tokens = len(self.prompt)
 
     @property
     def is_reading(self) -> bool:
@@ -145,6 +147,7 @@ class Job:
             constraint=None if self.request.constraint is None else self.request.constraint.copy(),
             history=History(vocab_size, self.prompt.tolist()) if self.params.uses_history else None,
             text=TextStream(None if make is None else make(), self.params.stop),
+            is_free=self.params.is_free and self.request.constraint is None,
         )
 
     def finished(self, now: float) -> Finished:
@@ -173,8 +176,7 @@ class Job:
         )
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Piece:
+class Piece(NamedTuple):
     """Part of a step: the next tokens of one sequence, the first at position ``start``. Logits are wanted behind the
     last ``num_logits`` of them. ``num_drafts``: tokens at its end that are guesses."""
 

@@ -125,8 +125,9 @@ class Drafter:
 
     def note(self, batch: Batch, num_tokens: int, seconds: float) -> None:
         """After a step that wrote ``num_tokens``: find out the faster way. Steps that read prompts do not count."""
-        is_reading = any(piece.start < piece.sequence.job.num_prompt_tokens for piece in batch)
-        if self._native is None or is_reading or len(batch) > self.config.max_drafting:
+        if self._native is None or len(batch) > self.config.max_drafting:
+            return
+        if any(piece.start < piece.sequence.job.num_prompt_tokens for piece in batch):
             return
         self._ways[self._is_drafting].add(num_tokens, seconds)
         self._steps_left -= 1

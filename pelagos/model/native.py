@@ -6,10 +6,10 @@ sequences, nor on how it is cut into calls, nor on the number of threads.
 Shapes: T new tokens of all sequences, M streams, D width, V vocabulary.
 """
 
+from array import array
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,13 +106,14 @@ class NativeForward:
     ) -> None:
         """One native call: the next ``lengths[i]`` tokens of each state, all in ``token_ids`` int32 one behind another,
         at most MAX_BATCH_TOKENS and not checked. ``streams`` [T, M, D] float32: out; of a draft in and out."""
-        steps, begin = [], 0
+        steps, begin = array("q"), 0
         for length, state in zip(lengths, states, strict=True):
-            state.reserve(state.num_tokens + length)
-            steps.append((begin, begin + length, state.num_tokens, *state.addresses()))
+            first = state.num_tokens
+            state.reserve(first + length)
+            steps.extend((begin, begin + length, first, *state.addresses()))
             begin += length
-        table = np.array(steps, dtype=np.int64)
-        self._forward.forward(is_draft, token_ids.data_ptr(), begin, table.ctypes.data, len(steps), streams.data_ptr())
+        table, _ = steps.buffer_info()
+        self._forward.forward(is_draft, token_ids.data_ptr(), begin, table, len(lengths), streams.data_ptr())
         for length, state in zip(lengths, states, strict=True):
             state.num_tokens += length
 
@@ -122,9 +123,9 @@ class NativeForward:
 
     def output(self, streams: Tensor, rows: Sequence[int], *, is_draft: bool = False) -> Tensor:
         """Logits [N, V] float32 behind these rows of ``streams``."""
-        numbers = np.array(rows, dtype=np.int32)
+        numbers = array("i", rows)
         logits = torch.empty(len(rows), self._config.vocab_size)
-        self._forward.output(is_draft, streams.data_ptr(), numbers.ctypes.data, len(rows), logits.data_ptr())
+        self._forward.output(is_draft, streams.data_ptr(), numbers.buffer_info()[0], len(rows), logits.data_ptr())
         return logits
 
     def _pass(self, token_ids: Sequence[Tensor], states: Sequence[SequenceMemory], pieces: "list[Piece]") -> Tensor:

@@ -37,15 +37,15 @@ def choose_tokens(logits: Tensor, choices: Sequence[TokenChoice]) -> list[int]:
     num_rows, vocab_size = logits.shape
     kept: list[Tensor] = []
     wanted = []
-    for one in choices:
-        if not 0 <= one.row < num_rows:
-            raise UsageError(f"row must be from 0 to {num_rows - 1}, not {one.row}")
+    for row, temperature, top_k, top_p, min_p, seed, choice, position, allowed in choices:
+        if not 0 <= row < num_rows:
+            raise UsageError(f"row must be from 0 to {num_rows - 1}, not {row}")
         address = 0
-        if one.allowed is not None:
-            if one.allowed.dtype != torch.bool or one.allowed.shape != (vocab_size,):
-                raise UsageError(f"allowed must be [{vocab_size}] bool, not {list(one.allowed.shape)}")
-            kept.append(one.allowed.contiguous())
+        if allowed is not None:
+            if allowed.dtype != torch.bool or allowed.shape != (vocab_size,):
+                raise UsageError(f"allowed must be [{vocab_size}] bool, not {list(allowed.shape)}")
+            kept.append(allowed.contiguous())
             address = kept[-1].data_ptr()
-        wanted.append((*one[:-1], address))
+        wanted.append((row, temperature, top_k, top_p, min_p, seed, choice, position, address))
     tokens: list[int] = kernels().choose_tokens(logits.data_ptr(), vocab_size, wanted)
     return tokens
