@@ -36,10 +36,8 @@ class DraftMemory(SequenceMemory):
     def num_bytes(self) -> int:
         return self._timeline.layout.draft.block_bytes
 
-    def reserve(self, num_tokens: int) -> None:
-        """Nothing to do: there are no compressed rows."""
-
-    def addresses(self) -> tuple[int, int, int]:
+    def reserve(self, num_tokens: int) -> tuple[int, int, int]:
+        """There are no compressed rows, so there is nothing to make room for."""
         block = self._timeline.block_address + self._timeline.layout.main.block_bytes
         return 0, block, self._no_pages.data_ptr()
 
@@ -70,12 +68,12 @@ class Timeline(SequenceMemory):
         pages: list[int] = self.table[self.num_filed : self.num_pages].tolist()
         return pages
 
-    def reserve(self, num_tokens: int) -> None:
-        needed = -(-num_tokens // PAGE_TOKENS)
-        while self.num_pages < needed:
+    def reserve(self, num_tokens: int) -> tuple[int, int, int]:
+        while num_tokens > self.num_pages * PAGE_TOKENS:
             assert self.num_reserved > 0, "the timeline outgrew what it reserved"
             self.append(self.pool.allocate())
             self.num_reserved -= 1
+        return self._addresses
 
     def append(self, page: int) -> None:
         """A page of its own, which is the next one in the table."""
@@ -87,9 +85,6 @@ class Timeline(SequenceMemory):
     def _set_table(self, table: np.ndarray) -> None:
         self.table = table
         self._addresses = table.ctypes.data, self.block_address, self.pool.memory.data_ptr()
-
-    def addresses(self) -> tuple[int, int, int]:
-        return self._addresses
 
     def load(self, data: np.ndarray, num_tokens: int) -> None:
         """Go on behind ``num_tokens`` tokens, from what ``save`` gave there."""

@@ -6,6 +6,7 @@ chosen. Guesses thus change which tokens are read at once, and no token.
 
 import logging
 from collections.abc import Iterator
+from itertools import islice
 
 from torch import Tensor
 
@@ -18,23 +19,32 @@ from pelagos.ops.cpu.sampling import TokenChoice
 _log = logging.getLogger(__name__)
 
 
-_Turn = tuple[Piece, Sequence, int]  # a sequence that asked for logits, and which row of them is its first
-
-
 def choose_tokens(batch: Batch, logits: Tensor) -> Iterator[tuple[Sequence, str | None]]:
     """Append to each sequence that asked for logits its next tokens; yields it with what went wrong with it, if
     something did. ``logits``: [N, V], one piece's rows behind another's. Guesses that were wrong are rewound."""
-    turns = list(_turns(batch))
-    wanted = _choices(turns)
-    chosen = choose(logits, wanted) if wanted else []
-    num_taken = 0
+    turns: list[tuple[Piece, Sequence, int]] = []  # sequences that asked for logits, and which row is their first
+    wanted: list[TokenChoice] = []  # what free sequences want, behind each guess as if it were right
+    row = 0
+    for piece in batch:
+        num_logits = piece.num_logits
+        if num_logits == 0:
+            continue
+        first = piece.sequence
+        job = first.job
+        for sequence in job.sequences if first.num_ids == job.num_prompt_tokens else (first,):
+            turns.append((piece, sequence, row))
+            if sequence.is_free:
+                for i in range(num_logits):
+                    wanted.append(token_choice(job.params, sequence.num_ids + i, row + i, sequence.choice))
+        row += num_logits
+    chosen = iter(choose(logits, wanted) if wanted else ())
     for piece, sequence, row in turns:
-        tokens = None
         if sequence.is_free:
-            tokens = chosen[num_taken : num_taken + piece.num_logits]
-            num_taken += piece.num_logits
+            rows: list[int] | Tensor = list(islice(chosen, piece.num_logits))
+        else:
+            rows = logits[row : row + piece.num_logits]
         try:
-            _extend(piece, sequence, logits[row : row + piece.num_logits] if tokens is None else tokens)
+            _extend(piece, sequence, rows)
         except PelagosError as error:
             yield sequence, str(error)
         except Exception:  # of one sequence's making: its neighbours in the step go on
@@ -44,36 +54,11 @@ def choose_tokens(batch: Batch, logits: Tensor) -> Iterator[tuple[Sequence, str 
             yield sequence, None
 
 
-def _turns(batch: Batch) -> Iterator[_Turn]:
-    row = 0
-    for piece in batch:
-        if piece.num_logits == 0:
-            continue
-        job = piece.sequence.job
-        is_first = piece.sequence.num_ids == job.num_prompt_tokens
-        for sequence in job.sequences if is_first else (piece.sequence,):
-            yield piece, sequence, row
-        row += piece.num_logits
-
-
-def _choices(turns: list[_Turn]) -> list[TokenChoice]:
-    """What free sequences want, behind each guess as if it were right."""
-    return [
-        token_choice(sequence.job.params, sequence.num_ids + i, row + i, sequence.choice)
-        for piece, sequence, row in turns
-        if sequence.is_free
-        for i in range(piece.num_logits)
-    ]
-
-
 def _extend(piece: Piece, sequence: Sequence, rows: Tensor | list[int]) -> None:
     """``rows``: what was chosen for a free sequence behind each token, for others the logits there."""
     num_accepted, num_drafts = 0, piece.num_drafts
     for row in rows:
-        if isinstance(row, int):
-            sampled = Sampled(checked_token(row, sequence.num_ids))
-        else:
-            sampled = _sampled(sequence, row)
+        sampled = Sampled(checked_token(row, sequence.num_ids)) if isinstance(row, int) else _sampled(sequence, row)
         sequence.append(sampled)
         if num_accepted == num_drafts or sampled.token_id != piece.token_ids[num_accepted - num_drafts]:
             break

@@ -7,7 +7,7 @@ reason of its own; the request ends when all have. This module needs no torch.
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from pelagos.common.errors import UsageError
 from pelagos.common.fields import check_fields, setting, show
@@ -96,8 +96,7 @@ class Reading:
     num_prompt_tokens: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class Tokens:
+class Tokens(NamedTuple):
     """New tokens of one answer, and the text that they made certain (it may be empty, or hold the end of earlier
     tokens). An end token is the last of ``tokens`` and not in ``text``."""
 

@@ -4,8 +4,8 @@
 """
 
 from abc import ABC, abstractmethod
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,34 +20,51 @@ class Runner(ABC):
     @abstractmethod
     def run(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """The logits that the pieces ask for, one piece's behind another's, [N, V]; and the residual streams of all
-        their tokens, [T, M, D], or of none where nothing is drafted. Both float32."""
+        their tokens, [T, M, D], or of none where nothing is drafted. Both float32, and there until the next call."""
 
 
 class NativeRunner(Runner):
     def __init__(self, model: Model) -> None:
         assert model.native is not None
-        self.native, self._vocab_size = model.native, model.config.vocab_size
+        self.native = model.native
+        # What ``run`` returned last: the next call writes over it where the sizes are the same, as they are in most
+        # steps, which read one token of each of the same sequences.
+        self._logits, self._streams = self.native.new_logits(0), self.native.new_streams(0)
 
     def run(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        passes = [self._pass(part) for part in _passes(batch)]
-        if len(passes) == 1:
-            return passes[0]
-        logits, streams = zip(*passes, strict=True)
-        return torch.cat(logits), torch.cat(streams)
-
-    def _pass(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        lengths: list[int] = []
-        rows: list[int] = []
-        end = 0
+        num_tokens = num_rows = 0
         for piece in batch:
+            num_tokens += len(piece.token_ids)
+            num_rows += piece.num_logits
+        if len(self._streams) != num_tokens:
+            self._streams = self.native.new_streams(num_tokens)
+        if len(self._logits) != num_rows:
+            self._logits = self.native.new_logits(num_rows)
+        if num_tokens <= MAX_BATCH_TOKENS:
+            self._pass(batch, self._logits, self._streams)
+        else:
+            self._run_parts(_passes(batch))
+        return self._logits, self._streams
+
+    def _run_parts(self, parts: list[Batch]) -> None:
+        logits = self._logits.split([sum(piece.num_logits for piece in part) for part in parts])
+        streams = self._streams.split([sum(len(piece.token_ids) for piece in part) for part in parts])
+        for part in zip(parts, logits, streams, strict=True):
+            self._pass(*part)
+
+    def _pass(self, batch: Batch, logits: Tensor, streams: Tensor) -> None:
+        ids: list[int] = []
+        lengths: list[int] = []
+        states: list[Any] = []
+        rows: list[int] = []
+        for piece in batch:
+            ids += piece.token_ids
             lengths.append(len(piece.token_ids))
-            end += lengths[-1]
-            rows += range(end - piece.num_logits, end)
-        flat = torch.from_numpy(np.concatenate([piece.token_ids for piece in batch]))
-        streams = self.native.new_streams(end)
-        self.native.advance(flat, lengths, [piece.sequence.timeline for piece in batch], streams)
-        logits = self.native.output(streams, rows) if rows else streams.new_empty(0, self._vocab_size)
-        return logits, streams
+            states.append(piece.sequence.timeline)
+            rows += range(len(ids) - piece.num_logits, len(ids))
+        self.native.advance(ids, lengths, states, streams)
+        if rows:
+            self.native.output(streams, rows, logits)
 
 
 def _passes(batch: Batch) -> list[Batch]:
@@ -70,7 +87,7 @@ class PlainRunner(Runner):
         self._model = model
 
     def run(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        ids = [torch.from_numpy(piece.token_ids.astype(np.int64)) for piece in batch]
+        ids = [torch.tensor(piece.token_ids) for piece in batch]
         states = [piece.sequence.timeline.state for piece in batch]
         rows: dict[int, Tensor] = {}
         for num_logits in (0, 1):

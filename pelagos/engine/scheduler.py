@@ -152,15 +152,14 @@ class Scheduler:
         stop = self.cache.policy.next_stop(position, job.num_prompt_tokens, job.stops)
         stop = min(stop, position + room)
         is_last = stop == job.num_prompt_tokens
-        return Piece(sequence=sequence, start=position, token_ids=sequence.ids[position:stop], num_logits=int(is_last))
+        token_ids: list[int] = sequence.ids[position:stop].tolist()
+        return Piece(sequence=sequence, start=position, token_ids=token_ids, num_logits=int(is_last))
 
 
 def _next_tokens(sequence: Sequence) -> Piece:
     """What is known behind the timeline's end, and guesses behind that."""
     drafts, start = sequence.drafts, sequence.timeline.num_tokens
-    token_ids = sequence.ids[start : sequence.num_ids]
-    if drafts:
-        token_ids = np.concatenate([token_ids, np.array(drafts, dtype=np.int32)])
+    token_ids = sequence.ids[start : sequence.num_ids].tolist() + drafts
     return Piece(sequence, start, token_ids, num_logits=1 + len(drafts), num_drafts=len(drafts))
 
 

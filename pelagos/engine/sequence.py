@@ -182,7 +182,7 @@ class Piece(NamedTuple):
 
     sequence: Sequence
     start: int
-    token_ids: np.ndarray
+    token_ids: list[int]
     num_logits: int
     num_drafts: int = 0
 

@@ -83,13 +83,13 @@ class Drafter:
         if is_far or stop >= sequence.num_ids or sequence.finish_reason is not None:
             return None
         sequence.timeline.draft.num_tokens = piece.start
-        next_ids = sequence.ids[piece.start + 1 : stop + 1]
+        next_ids: list[int] = sequence.ids[piece.start + 1 : stop + 1].tolist()
         return _Seen(sequence=sequence, streams=stream[: len(next_ids)], next_ids=next_ids)
 
     def _guess(self, seen: "list[_Seen]") -> None:
         """Read what is new, then guess one token after another behind sequences whose prompt is read."""
         streams = torch.cat([part.streams for part in seen])
-        ids, lengths = np.concatenate([part.next_ids for part in seen]), [len(part.next_ids) for part in seen]
+        ids, lengths = [i for part in seen for i in part.next_ids], [len(part.next_ids) for part in seen]
         logits_rows = np.cumsum(lengths) - 1
         guesses = self._advance(ids, lengths, [part.sequence for part in seen], streams, logits_rows.tolist())
         ready = [i for i, part in enumerate(seen) if self._may_guess(part.sequence)]
@@ -99,7 +99,7 @@ class Drafter:
         last = streams[logits_rows[ready]] if ready else streams[:0]
         for _ in range(1, self.config.draft_tokens if ready else 1):
             sequences = [sequence for sequence, _ in kept]
-            ids = np.array([sequence.drafts[-1] for sequence in sequences], dtype=np.int32)
+            ids = [sequence.drafts[-1] for sequence in sequences]
             ones = [1] * len(sequences)
             for sequence, guess in zip(
                 sequences, self._advance(ids, ones, sequences, last, list(range(len(ones)))), strict=True
@@ -114,13 +114,15 @@ class Drafter:
         return len(sequence.pending) == 1 and room > self.config.draft_tokens
 
     def _advance(
-        self, ids: np.ndarray, lengths: list[int], sequences: list[Sequence], streams: Tensor, rows: list[int]
+        self, ids: list[int], lengths: list[int], sequences: list[Sequence], streams: Tensor, rows: list[int]
     ) -> list[int]:
         """The block's likeliest token behind each of ``rows``; ``streams`` become the block's own."""
         assert self._native is not None
         states = [sequence.timeline.draft for sequence in sequences]
-        self._native.advance(torch.from_numpy(ids), lengths, states, streams, is_draft=True)
-        guesses: list[int] = self._native.output(streams, rows, is_draft=True).numpy().argmax(axis=1).tolist()
+        self._native.advance(ids, lengths, states, streams, is_draft=True)
+        logits = self._native.new_logits(len(rows))
+        self._native.output(streams, rows, logits, is_draft=True)
+        guesses: list[int] = logits.numpy().argmax(axis=1).tolist()
         return guesses
 
     def note(self, batch: Batch, num_tokens: int, seconds: float) -> None:
@@ -146,4 +148,4 @@ class _Seen:
 
     sequence: Sequence
     streams: Tensor
-    next_ids: np.ndarray
+    next_ids: list[int]

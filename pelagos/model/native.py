@@ -92,28 +92,31 @@ class NativeForward:
         """See ``Model.draft``."""
         streams = streams.float().clone(memory_format=torch.contiguous_format)
         for ((_, start, stop),) in _passes([len(next_ids)]):
-            self.advance(next_ids[start:stop].int(), [stop - start], [state], streams[start:stop], is_draft=True)
-        return self.output(streams, range(len(next_ids)), is_draft=True), streams
+            self.advance(next_ids[start:stop].tolist(), [stop - start], [state], streams[start:stop], is_draft=True)
+        logits = self.new_logits(len(next_ids))
+        self.output(streams, range(len(next_ids)), logits, is_draft=True)
+        return logits, streams
 
     def advance(
         self,
-        token_ids: Tensor,
+        token_ids: Sequence[int],
         lengths: Sequence[int],
         states: Sequence[SequenceMemory],
         streams: Tensor,
         *,
         is_draft: bool = False,
     ) -> None:
-        """One native call: the next ``lengths[i]`` tokens of each state, all in ``token_ids`` int32 one behind another,
-        at most MAX_BATCH_TOKENS and not checked. ``streams`` [T, M, D] float32: out; of a draft in and out."""
+        """One native call: the next ``lengths[i]`` tokens of each state, all in ``token_ids`` one behind another, at
+        most MAX_BATCH_TOKENS and not checked. ``streams`` [T, M, D] float32: out; of a draft in and out."""
         steps, begin = array("q"), 0
         for length, state in zip(lengths, states, strict=True):
             first = state.num_tokens
-            state.reserve(first + length)
-            steps.extend((begin, begin + length, first, *state.addresses()))
+            steps.extend((begin, begin + length, first, *state.reserve(first + length)))
             begin += length
-        table, _ = steps.buffer_info()
-        self._forward.forward(is_draft, token_ids.data_ptr(), begin, table, len(lengths), streams.data_ptr())
+        ids = array("i", token_ids)
+        self._forward.forward(
+            is_draft, ids.buffer_info()[0], begin, steps.buffer_info()[0], len(lengths), streams.data_ptr()
+        )
         for length, state in zip(lengths, states, strict=True):
             state.num_tokens += length
 
@@ -121,15 +124,17 @@ class NativeForward:
         """Room for the streams of a call, [T, M, D] float32."""
         return torch.empty(num_tokens, self._config.num_streams, self._config.hidden_size)
 
-    def output(self, streams: Tensor, rows: Sequence[int], *, is_draft: bool = False) -> Tensor:
-        """Logits [N, V] float32 behind these rows of ``streams``."""
+    def new_logits(self, num_rows: int) -> Tensor:
+        """Room for logits, [N, V] float32."""
+        return torch.empty(num_rows, self._config.vocab_size)
+
+    def output(self, streams: Tensor, rows: Sequence[int], logits: Tensor, *, is_draft: bool = False) -> None:
+        """``logits`` [N, V] float32: out; those behind these rows of ``streams``."""
         numbers = array("i", rows)
-        logits = torch.empty(len(rows), self._config.vocab_size)
         self._forward.output(is_draft, streams.data_ptr(), numbers.buffer_info()[0], len(rows), logits.data_ptr())
-        return logits
 
     def _pass(self, token_ids: Sequence[Tensor], states: Sequence[SequenceMemory], pieces: "list[Piece]") -> Tensor:
-        flat = torch.cat([token_ids[i][start:stop] for i, start, stop in pieces]).int()
+        flat = torch.cat([token_ids[i][start:stop] for i, start, stop in pieces]).tolist()
         streams = self.new_streams(len(flat))
         self.advance(flat, [stop - start for _, start, stop in pieces], [states[i] for i, _, _ in pieces], streams)
         return streams
@@ -152,7 +157,8 @@ class NativeForward:
                 counts.append((i, stop - first))
             begin += stop - start
         if rows:
-            logits = self.output(streams, rows)
+            logits = self.new_logits(len(rows))
+            self.output(streams, rows, logits)
             for (i, _), part in zip(counts, torch.split(logits, [count for _, count in counts]), strict=True):
                 parts[i].append(part)
 

@@ -169,17 +169,14 @@ class SequenceMemory(ABC):
     num_tokens: int
 
     @abstractmethod
-    def reserve(self, num_tokens: int) -> None:
-        """Make room for the rows of ``num_tokens`` tokens in all."""
+    def reserve(self, num_tokens: int) -> tuple[int, int, int]:
+        """Make room for the rows of ``num_tokens`` tokens in all. Returns addresses: of page numbers, int32 (0: pages
+        are 0, 1, 2, ...); of the block; of arenas and bytes of a page per layer."""
 
     @property
     @abstractmethod
     def num_bytes(self) -> int:
         """Bytes of what is kept."""
-
-    @abstractmethod
-    def addresses(self) -> tuple[int, int, int]:
-        """Of page numbers, int32 (0: pages are 0, 1, 2, ...); of the block; of arenas and bytes of a page per layer."""
 
 
 class NativeState(SequenceMemory):
@@ -193,13 +190,11 @@ class NativeState(SequenceMemory):
         # Per layer: address of rows, bytes of a page, and the same of index rows; the native code's LayerMemory.
         self.memory = torch.zeros(len(layout.layers), 4, dtype=torch.int64)
 
-    def addresses(self) -> tuple[int, int, int]:
-        return 0, self.block.data_ptr(), self.memory.data_ptr()
-
-    def reserve(self, num_tokens: int) -> None:
+    def reserve(self, num_tokens: int) -> tuple[int, int, int]:
         needed = -(-num_tokens // PAGE_TOKENS)
         if needed > self._num_pages:
             self._resize(max(needed, 2 * self._num_pages))
+        return 0, self.block.data_ptr(), self.memory.data_ptr()
 
     def _resize(self, num_pages: int) -> None:
         for number, (place, arenas) in enumerate(zip(self.layout.layers, self._arenas, strict=True)):

@@ -55,7 +55,7 @@ class Recorder:
                 end = piece.start + len(piece.token_ids)
                 for position in range(end - piece.num_logits, end):
                     key = (piece.sequence.job.request_id, piece.sequence.choice, position)
-                    self.rows[key] = logits[row]
+                    self.rows[key] = logits[row].clone()
                     row += 1
             assert row == len(logits)
             return logits, streams
