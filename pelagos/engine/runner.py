@@ -29,6 +29,7 @@ class NativeRunner(Runner):
         self.native = model.native
         # What ``run`` returned last: the next call writes over it where the sizes are the same, as they are in most
         # steps, which read one token of each of the same sequences.
+        self._num_rows, self._num_tokens = 0, 0
         self._logits, self._streams = self.native.new_logits(0), self.native.new_streams(0)
 
     def run(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -36,10 +37,10 @@ class NativeRunner(Runner):
         for piece in batch:
             num_tokens += len(piece.token_ids)
             num_rows += piece.num_logits
-        if len(self._streams) != num_tokens:
-            self._streams = self.native.new_streams(num_tokens)
-        if len(self._logits) != num_rows:
-            self._logits = self.native.new_logits(num_rows)
+        if num_tokens != self._num_tokens:
+            self._streams, self._num_tokens = self.native.new_streams(num_tokens), num_tokens
+        if num_rows != self._num_rows:
+            self._logits, self._num_rows = self.native.new_logits(num_rows), num_rows
         if num_tokens <= MAX_BATCH_TOKENS:
             self._pass(batch, self._logits, self._streams)
         else:

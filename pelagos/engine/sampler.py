@@ -50,10 +50,10 @@ def uniform(seed: int, position: int, choice: int = 0) -> float:
 
 
 def choose(logits: Tensor, choices: Sequence[TokenChoice]) -> list[int]:
-    """Token ids, NOT_FINITE or NONE_ALLOWED, of rows of the model's logits [N, V] float32, one for each choice: by the
-    native kernels where they are built, else as the reference has it."""
+    """Token ids, NOT_FINITE or NONE_ALLOWED, of rows of the model's logits [N, V] float32, dense, one for each choice: by
+    the native kernels where they are built, else as the reference has it."""
     if native() is not None:
-        return choose_tokens(logits.contiguous(), choices)
+        return choose_tokens(logits, choices)
     return [_choose(logits[one.row], one) for one in choices]
 
 
@@ -96,7 +96,7 @@ def sample(
     may be None only where temperature is 0. ``choice``: number of the answer; ``mask`` [V] bool: tokens that a grammar
     allows. Raises PelagosError if the logits are NaN, +inf, or all -inf, or if no token is left.
     """
-    logits = logits.cpu()
+    logits = logits.cpu().contiguous()
     wanted = token_choice(params, position, 0, choice, _allowed(len(logits), params, mask))
     token_id = checked_token(choose(_weighted(logits, params, history)[None], [wanted])[0], position)
     if params.logprobs is None:

@@ -130,7 +130,7 @@ class Scheduler:
         batch: Batch = []
         reading: list[Job] = []
         for job in sorted([job for job in self.running if not job.is_paused], key=self._rank):
-            if job.is_reading:
+            if job.sequences[0].is_reading:
                 reading.append(job)
                 continue
             for sequence in job.sequences:
@@ -160,7 +160,8 @@ def _next_tokens(sequence: Sequence) -> Piece:
     """What is known behind the timeline's end, and guesses behind that."""
     drafts, start = sequence.drafts, sequence.timeline.num_tokens
     token_ids = sequence.ids[start : sequence.num_ids].tolist() + drafts
-    return Piece(sequence, start, token_ids, num_logits=1 + len(drafts), num_drafts=len(drafts))
+    num_drafts = len(drafts)
+    return Piece(sequence, start, token_ids, 1 + num_drafts, num_drafts)
 
 
 def _common(a: np.ndarray, b: np.ndarray) -> int:

@@ -61,7 +61,7 @@ class Sequence:
         if self.constraint is not None:
             self.constraint.observe(token_id)
         piece = "" if at_end else self.text.push(token_id)
-        is_full = len(self.sampled) == self.job.max_tokens
+        is_full = self.num_ids == len(self.ids)
         if at_end or is_full:
             piece += self.text.flush()
         self.pieces.append(piece)
@@ -86,15 +86,11 @@ class Sequence:
 
     def news(self) -> Tokens | None:
         """What was appended and not yet handed out."""
-        start, self.num_handed_out = self.num_handed_out, len(self.sampled)
-        if start == len(self.sampled):
+        start, stop = self.num_handed_out, len(self.sampled)
+        if start == stop:
             return None
-        return Tokens(
-            request_id=self.job.request_id,
-            choice=self.choice,
-            tokens=tuple(self.sampled[start:]),
-            text="".join(self.pieces[start:]),
-        )
+        self.num_handed_out = stop
+        return Tokens(self.job.request_id, self.choice, tuple(self.sampled[start:]), "".join(self.pieces[start:]))
 
 
 @dataclass(kw_only=True, eq=False, slots=True)

@@ -108,14 +108,15 @@ class NativeForward:
     ) -> None:
         """One native call: the next ``lengths[i]`` tokens of each state, all in ``token_ids`` one behind another, at
         most MAX_BATCH_TOKENS and not checked. ``streams`` [T, M, D] float32: out; of a draft in and out."""
-        steps, begin = array("q"), 0
+        steps: list[int] = []
+        begin = 0
         for length, state in zip(lengths, states, strict=True):
             first = state.num_tokens
-            steps.extend((begin, begin + length, first, *state.reserve(first + length)))
+            steps += (begin, begin + length, first, *state.reserve(first + length))
             begin += length
-        ids = array("i", token_ids)
+        ids, table = array("i", token_ids), array("q", steps)
         self._forward.forward(
-            is_draft, ids.buffer_info()[0], begin, steps.buffer_info()[0], len(lengths), streams.data_ptr()
+            is_draft, ids.buffer_info()[0], begin, table.buffer_info()[0], len(lengths), streams.data_ptr()
         )
         for length, state in zip(lengths, states, strict=True):
             state.num_tokens += length

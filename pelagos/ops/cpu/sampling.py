@@ -32,9 +32,10 @@ def choose_tokens(logits: Tensor, choices: Sequence[TokenChoice]) -> list[int]:
     """One token id for each choice; NOT_FINITE where the row's largest logit is no finite number or a NaN is among
     them, NONE_ALLOWED where no token is left. logits [N, V] float32, dense. Weights are float32 where the reference
     has float64: a random number within some 1e-6 of a border may fall on its other side. Raises UsageError."""
-    if logits.dtype != torch.float32 or logits.dim() != 2 or not logits.is_contiguous() or logits.device.type != "cpu":
-        raise UsageError(f"logits must be [N, V] float32, dense, on the CPU, not {list(logits.shape)} {logits.dtype}")
-    num_rows, vocab_size = logits.shape
+    shape = logits.shape
+    if len(shape) != 2 or logits.dtype != torch.float32 or not logits.is_contiguous() or not logits.is_cpu:
+        raise UsageError(f"logits must be [N, V] float32, dense, on the CPU, not {list(shape)} {logits.dtype}")
+    num_rows, vocab_size = shape
     kept: list[Tensor] = []
     wanted = []
     for row, temperature, top_k, top_p, min_p, seed, choice, position, allowed in choices:
