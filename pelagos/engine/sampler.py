@@ -50,8 +50,8 @@ def uniform(seed: int, position: int, choice: int = 0) -> float:
 
 
 def choose(logits: Tensor, choices: Sequence[TokenChoice]) -> list[int]:
-    """Token ids, NOT_FINITE or NONE_ALLOWED, of rows of the model's logits [N, V] float32, dense, one for each choice: by
-    the native kernels where they are built, else as the reference has it."""
+    """Token ids, NOT_FINITE or NONE_ALLOWED, of rows of the model's logits [N, V] float32, dense, one for each choice:
+    by the native kernels where they are built, else as the reference has it."""
     if native() is not None:
         return choose_tokens(logits, choices)
     return [_choose(logits[one.row], one) for one in choices]
