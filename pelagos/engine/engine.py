@@ -151,14 +151,14 @@ class Engine:
         """The next tokens of all sequences that asked for logits; returns those sequences."""
         changed: list[Sequence] = []
         for piece in batch:
-            job = piece.sequence.job
-            self.counters.num_computed += len(piece.token_ids)
-            if piece.sequence.num_ids > job.num_prompt_tokens:
+            sequence, job, num_read = piece.sequence, piece.sequence.job, len(piece.token_ids)
+            self.counters.num_computed += num_read
+            if sequence.num_ids > job.num_prompt_tokens:
                 continue
-            job.num_computed += len(piece.token_ids)
+            job.num_computed += num_read
             if piece.num_logits:
-                self.cache.file(piece.sequence.timeline, piece.sequence.ids, job.num_prompt_tokens, job.stops)
-                self._fork(piece.sequence)
+                self.cache.file(sequence.timeline, sequence.ids, job.num_prompt_tokens, job.stops)
+                self._fork(sequence)
         for sequence, error in choose_tokens(batch, logits):
             changed.append(sequence)
             if error is not None:

@@ -33,7 +33,7 @@ class History:
         self.counts[token_id] += 1
 
 
-class Sampled(NamedTuple):
+class Sampled(NamedTuple):  # as Tokens and Piece are: made for each token, and a tuple is made fastest
     """One chosen token. Log-probabilities are natural logarithms under the model's own distribution, before penalties,
     temperature and filters; they are None and () unless asked for. ``top_logprobs``: (token id, value), likeliest
     first."""
