@@ -4,6 +4,7 @@
 #include "forward_attention.h"
 #include "moe.h"
 
+#include <atomic>
 #include <utility>
 
 namespace pelagos::PELAGOS_ISA {
@@ -39,6 +40,7 @@ inline void sort_slots(const Pass& p) {
     for (int64_t i = 0; i < num; i++) {
         int32_t slot = first[p.s.chosen[i]]++;
         p.s.slot_tokens[slot] = int32_t(i / m.num_chosen);
+        p.s.slot_weights[slot] = p.s.weights[i];
         p.s.slot_of[i] = slot;
     }
     for (int e = m.num_experts; e > 0; e--) first[e] = first[e - 1];  // back to first slots
@@ -72,18 +74,56 @@ inline int expert_products(const Pass& p, const Layer& layer, bool down) {
     return num;
 }
 
-// h = SwiGLU(gate, up) x weight in place of the gate; items are blocks of 128 numbers, the groups of activation rounding.
-inline void activate(const Pass& p) {
+// h = SwiGLU(gate, up) x weight in place of the gate: block `block` of 128 numbers, a group of activation rounding, of one slot.
+inline void activate(const Pass& p, int64_t slot, int64_t block) {
     const ModelShape& m = p.shape;
-    int64_t F = m.expert_dim, blocks = (F + 127) / 128, T = p.job.num_tokens, routed = T * m.num_chosen;
-    Range mine = p.team.share((routed + T) * blocks);
-    for (int64_t item = mine.begin; item < mine.end; item++) {
-        int64_t place = item / blocks, begin = item % blocks * 128, count = std::min<int64_t>(128, F - begin);
-        int64_t slot = place < routed ? p.s.slot_of[place] : place;
-        float weight = place < routed ? p.s.weights[place] : 1.0f;
-        float* gate = p.s.gate + slot * F + begin;
-        clamped_swiglu(gate, p.s.up + slot * F + begin, count, m.has_limit, m.limit, weight, gate, m.bf16);
-        if (m.rounds) round_input(gate, count, p.s.expert_rounded + slot * F + begin, p.s.expert_packed + slot * F + packed_at(begin));
+    const int64_t begin = block * 128, count = std::min<int64_t>(128, m.expert_dim - begin), at = slot * m.expert_dim + begin;
+    const float weight = slot < p.job.num_tokens * m.num_chosen ? p.s.slot_weights[slot] : 1.0f;
+    clamped_swiglu(p.s.gate + at, p.s.up + at, count, m.has_limit, m.limit, weight, p.s.gate + at, m.bf16);
+    if (m.rounds)
+        round_input(p.s.gate + at, count, p.s.expert_rounded + at, p.s.expert_packed + slot * m.expert_dim + packed_at(begin));
+}
+
+// One expert with the slots that it computes.
+struct ExpertWork {
+    const Matrix *w1, *w2, *w3;
+    const int32_t* tokens;  // of its slots; nullptr: all in order
+    int64_t slot, count;
+};
+
+// Expert number `item` of those used, the shared one first.
+inline ExpertWork expert_work(const Pass& p, const Layer& layer, int32_t item) {
+    const int64_t routed = p.job.num_tokens * p.shape.num_chosen;
+    if (item == 0) return {&layer.shared_w1, &layer.shared_w2, &layer.shared_w3, nullptr, routed, p.job.num_tokens};
+    const int e = p.s.experts_used[item - 1];
+    const int64_t slot = p.s.counts[e];
+    return {layer.w1 + e, layer.w2 + e, layer.w3 + e, p.s.slot_tokens + slot, slot, p.s.counts[e + 1] - slot};
+}
+
+inline void finish_expert(const Pass& p, const ExpertWork& expert, const Matrix* next) {
+    const ModelShape& m = p.shape;
+    const Team alone(0, 1, nullptr);
+    const int64_t F = m.expert_dim, slot = expert.slot, count = expert.count;
+    const Input x = rounded_x(p), h = m.rounds ? Input(p.s.expert_rounded, p.s.expert_packed) : Input(p.s.gate);
+    Product gate = product(*expert.w1, x, count, p.s.gate + slot * F, false), up = product(*expert.w3, x, count, p.s.up + slot * F, false);
+    gate.row_ids = up.row_ids = expert.tokens;
+    linear_kernels.prefetch(*expert.w3);
+    linear_kernels.linear(alone, &gate, 1);
+    linear_kernels.prefetch(*expert.w2);
+    linear_kernels.linear(alone, &up, 1);
+    for (int64_t i = slot; i < slot + count; i++)
+        for (int64_t block = 0; block * 128 < F; block++) activate(p, i, block);
+    if (next) linear_kernels.prefetch(*next);
+    Product down = product(*expert.w2, h.from(slot * F), count, p.s.expert_out + slot * m.width, false);
+    linear_kernels.linear(alone, &down, 1);
+}
+
+// Experts whole, one after another by whichever thread is free.
+inline void finish_experts(const Pass& p, const Layer& layer, int32_t num_items) {
+    auto take = [&] { return p.s.next_expert->fetch_add(1, std::memory_order_relaxed); };
+    for (int32_t item = take(), next; item < num_items; item = next) {
+        next = take();
+        finish_expert(p, expert_work(p, layer, item), next < num_items ? expert_work(p, layer, next).w1 : nullptr);
     }
 }
 
@@ -122,11 +162,20 @@ inline void moe_block(const Pass& p, const Layer& layer) {
         if (is_short) route({alone, p.job, p.shape, p.s}, layer);
         sort_slots(p);
         *p.s.num_queries = expert_products(p, layer, false);
+        p.s.next_expert->store(0, std::memory_order_relaxed);
     }
     team.wait();
+    const int32_t num_items = 1 + p.s.counts[p.shape.num_experts + 1];
+    if (num_items >= 8 * team.size && p.job.num_tokens <= 16) {
+        finish_experts(p, layer, num_items);
+        team.wait();
+        return;
+    }
     linear_kernels.linear(team, p.s.products, int(*p.s.num_queries));
     team.wait();
-    activate(p);
+    const int64_t blocks = (p.shape.expert_dim + 127) / 128;
+    const Range mine = team.share(p.job.num_tokens * (p.shape.num_chosen + 1) * blocks);
+    for (int64_t i = mine.begin; i < mine.end; i++) activate(p, i / blocks, i % blocks);
     if (team.index == 0) *p.s.num_queries = expert_products(p, layer, true);
     team.wait();
     linear_kernels.linear(team, p.s.products, int(*p.s.num_queries));

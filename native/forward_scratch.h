@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 
 #include "forward.h"
 #include "linear_pairs.h"
@@ -45,6 +46,7 @@ struct Scratch {
     float *y;                    // [T, D] a sub-block's output
     float *scores, *weights;     // router: [T, E], [T, K]
     int32_t *chosen, *slot_tokens, *slot_of, *experts_used;  // [T, K], tokens by expert, the inverse, experts with tokens
+    float* slot_weights;         // [T, K] by expert
     int32_t *counts;             // [E + 1] first slot of each expert, and a counter of experts used
     float *gate, *up, *expert_out;  // [T (K + 1), F] twice, [T (K + 1), D]
     float *expert_rounded, *expert_packed;  // [T (K + 1), F]
@@ -55,6 +57,7 @@ struct Scratch {
     IndexCodes* index_codes;
     Rows *rows, *index_rows;     // per sequence
     int64_t* num_queries;        // one number, written by thread 0
+    std::atomic<int32_t>* next_expert;  // one number
     void *attention, *indexer;
 };
 
@@ -110,6 +113,7 @@ inline Scratch cut(const ForwardJob& job, int num_threads, const AttentionKernel
     s.weights = cutter.take<float>(T * m.num_chosen);
     s.chosen = cutter.take<int32_t>(T * m.num_chosen);
     s.slot_tokens = cutter.take<int32_t>(T * m.num_chosen);
+    s.slot_weights = cutter.take<float>(T * m.num_chosen);
     s.slot_of = cutter.take<int32_t>(T * m.num_chosen);
     s.experts_used = cutter.take<int32_t>(m.num_experts);
     s.counts = cutter.take<int32_t>(m.num_experts + 2);
@@ -126,6 +130,7 @@ inline Scratch cut(const ForwardJob& job, int num_threads, const AttentionKernel
     s.rows = cutter.take<Rows>(job.num_sequences);
     s.index_rows = cutter.take<Rows>(job.num_sequences);
     s.num_queries = cutter.take<int64_t>(1);
+    s.next_expert = cutter.take<std::atomic<int32_t>>(1);
     int64_t visible = max_visible(job);
     s.attention = cutter.take<float>(attention.attend_scratch(T, visible, m.num_heads, m.head_dim, num_threads));
     s.indexer = cutter.take<uint8_t>(

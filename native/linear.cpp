@@ -148,9 +148,9 @@ void run_units(const Product& job, const Cut& cut, int64_t begin, int64_t end) {
 }
 
 // The first rows of a matrix, which nothing would fetch before they are wanted. Scales come by themselves.
-void prefetch_start(const Product& job) {
-    const uint8_t* codes = static_cast<const uint8_t*>(job.w.codes);
-    const int64_t size = std::min(prefetch_distance(0), job.w.rows * job.w.cols * code_bits(job.w.format) / 8);
+void prefetch(const Matrix& w) {
+    const uint8_t* codes = static_cast<const uint8_t*>(w.codes);
+    const int64_t size = std::min(prefetch_distance(0), w.rows * w.cols * code_bits(w.format) / 8);
     for (int64_t i = 0; i < size; i += 64) __builtin_prefetch(codes + i, 0, 2);
 }
 
@@ -169,7 +169,7 @@ void linear(const Team& team, const Product* products, int num_products) {
         if (cut.num_units && to > at) {
             int64_t begin = from <= at ? 0 : unit_at(from), end = unit_at(to);
             const bool is_last = p + 1 == num_products || at + cut.num_units * cut.cost >= to;
-            if (begin < end && !is_last) prefetch_start(products[p + 1]);
+            if (begin < end && !is_last) prefetch(products[p + 1].w);
             if (begin < end) run_units(products[p], cut, begin, end);
         }
         at += cut.num_units * cut.cost;
@@ -184,6 +184,6 @@ void pack_rows(const Team& team, const float* x, int64_t rows, int64_t n, float*
 }  // namespace
 
 extern const LinearKernels linear_kernels;
-const LinearKernels linear_kernels = {linear, pack_rows};
+const LinearKernels linear_kernels = {linear, prefetch, pack_rows};
 
 }  // namespace pelagos::PELAGOS_ISA

@@ -51,6 +51,8 @@ struct LinearKernels {
     // All products, their outputs shared among the team; every thread calls it. No barrier before or behind. An element of y has the
     // same bits for any team and any other rows.
     void (*linear)(const Team& team, const Product* products, int num_products);
+    // Starts fetching the first rows of a matrix that is wanted soon.
+    void (*prefetch)(const Matrix& w);
     // Rows of rounded x [rows, n] as products of pairs take them, [rows, n].
     void (*pack_rows)(const Team& team, const float* x, int64_t rows, int64_t n, float* packed);
 };
