@@ -42,7 +42,7 @@ class Walk {
         for (int64_t i = 0; i < num_queries_; i++) rows += num_rows(queries_[i]);
         return rows * units_;
     }
-    Point to(int64_t work) {
+    Point to(int64_t work) {  // the nearest place
         while (query_ < num_queries_ && before_ + num_rows(queries_[query_]) * units_ <= work)
             before_ += num_rows(queries_[query_++]) * units_;
         if (query_ == num_queries_) return {query_, 0, 0};
@@ -52,7 +52,9 @@ class Walk {
             left -= rows * units_;
             rows = std::min<int64_t>(SPAN, compressed - SPAN * span++);
         }
-        return {query_, span, int(left / rows)};
+        const int unit = int((left + rows / 2) / rows);
+        if (unit < units_) return {query_, span, unit};
+        return span + 1 < num_spans(query) ? Point{query_, span + 1, 0} : Point{query_ + 1, 0, 0};
     }
 
   private:
