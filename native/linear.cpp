@@ -121,6 +121,7 @@ struct Cut {
 
 Product part_of(const Product& job, int64_t first, int64_t last) {  // rows of x
     Product part = job;
+    part.is_part = true;
     part.num_rows = last - first;
     part.y += first * job.y_stride;
     if (job.row_ids)

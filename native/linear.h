@@ -22,6 +22,7 @@ struct Product {
     int64_t y_stride = 0;
     bool round = false;
     bool pairs = false;
+    bool is_part = false;  // more rows of x come with the same rows of w
 };
 
 // Whether the products of a matrix may be those of pairs: with x a multiple of 2^-31 every product is a multiple of 2^-126, and weights

@@ -111,6 +111,8 @@ inline __attribute__((always_inline)) void multiply_lines(Reader& reader, const 
                                                           const float* const (&x)[T]) {
     constexpr int64_t block = Reader::COLUMNS * Reader::PARTS;
     const int64_t cols = job.w.cols, whole = cols / block * block, ahead = prefetch_distance(R * w.stride);
+    // Codes of FP4 are those of experts: the next token wants others, so they take no place in the farther caches.
+    const bool is_passing = Reader::BITS == 4 && !job.is_part;
     F16 total[T][R];
     repeat<T>([&](auto t) __attribute__((always_inline)) {
         repeat<R>([&](auto r) __attribute__((always_inline)) { total[t][r] = zero(); });
@@ -121,7 +123,11 @@ inline __attribute__((always_inline)) void multiply_lines(Reader& reader, const 
         const int64_t at = column * Reader::BITS / 8;
         if (bytes >= 64 || at % 64 == 0)
             repeat<R>([&](auto r) __attribute__((always_inline)) {
-                for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(w.line(r) + ahead + at + i, 0, 2);
+                for (int64_t i = 0; i < bytes; i += 64)
+                    if (is_passing)
+                        __builtin_prefetch(w.line(r) + ahead + at + i, 0, 0);
+                    else
+                        __builtin_prefetch(w.line(r) + ahead + at + i, 0, 2);
             });
         reader.begin(w.scales, column);
         repeat<Reader::PARTS>([&](auto part) __attribute__((always_inline)) {
