@@ -151,7 +151,7 @@ void run_units(const Product& job, const Cut& cut, int64_t begin, int64_t end) {
 // The first rows of a matrix, which nothing would fetch before they are wanted. Scales come by themselves.
 void prefetch(const Matrix& w) {
     const uint8_t* codes = static_cast<const uint8_t*>(w.codes);
-    const int64_t size = std::min(prefetch_distance(0), w.rows * w.cols * code_bits(w.format) / 8);
+    const int64_t row_bytes = w.cols * code_bits(w.format) / 8, size = std::min({fetch_lead(8, row_bytes), w.rows * row_bytes, int64_t(8192)});
     for (int64_t i = 0; i < size; i += 64) __builtin_prefetch(codes + i, 0, 2);
 }
 

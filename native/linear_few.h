@@ -28,8 +28,10 @@ constexpr int FEW = 8;  // rows of x up to which codes are decoded in registers
 constexpr int FEW = 4;
 #endif
 
-// How far ahead codes are fetched, at least: what memory gives while it is waited for.
-inline int64_t prefetch_distance(int64_t bytes_at_once) { return std::max<int64_t>(4096, bytes_at_once); }
+// How far ahead the codes of R rows side by side are fetched, in the order of memory, which is what memory gives fastest. Line c of row r
+// is read as number c R + r and fetched as number r C + c, so the last row's first line comes with the least lead: 4 KB, which is what
+// memory gives while one line is waited for.
+inline int64_t fetch_lead(int rows, int64_t row_bytes) { return rows * row_bytes + std::max<int64_t>(0, 4096 - row_bytes); }
 
 inline const float* row_of(const Product& job, int64_t r) { return job.x + (job.row_ids ? job.row_ids[r] : r) * job.x_stride; }
 
@@ -110,7 +112,7 @@ template <class Reader, int R, int T>
 inline __attribute__((always_inline)) void multiply_lines(Reader& reader, const Product& job, const Lines& w, int64_t n,
                                                           const float* const (&x)[T]) {
     constexpr int64_t block = Reader::COLUMNS * Reader::PARTS;
-    const int64_t cols = job.w.cols, whole = cols / block * block, ahead = prefetch_distance(R * w.stride);
+    const int64_t cols = job.w.cols, whole = cols / block * block, ahead = fetch_lead(R, w.stride);
     // Codes of FP4 are those of experts: the next token wants others, so they take no place in the farther caches.
     const bool is_passing = Reader::BITS == 4 && !job.is_part;
     F16 total[T][R];
@@ -123,11 +125,13 @@ inline __attribute__((always_inline)) void multiply_lines(Reader& reader, const 
         const int64_t at = column * Reader::BITS / 8;
         if (bytes >= 64 || at % 64 == 0)
             repeat<R>([&](auto r) __attribute__((always_inline)) {
-                for (int64_t i = 0; i < bytes; i += 64)
+                for (int64_t i = 0; i < bytes; i += 64) {
+                    const uint8_t* where = w.codes + ahead + (at + i) * R + r * 64;
                     if (is_passing)
-                        __builtin_prefetch(w.line(r) + ahead + at + i, 0, 0);
+                        __builtin_prefetch(where, 0, 0);
                     else
-                        __builtin_prefetch(w.line(r) + ahead + at + i, 0, 2);
+                        __builtin_prefetch(where, 0, 2);
+                }
             });
         reader.begin(w.scales, column);
         repeat<Reader::PARTS>([&](auto part) __attribute__((always_inline)) {
