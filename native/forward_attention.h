@@ -138,6 +138,12 @@ inline void keep_pairs(const CompressorWeights& c, int m, const SequenceStep& st
 
 inline Input rounded_x(const Pass& p) { return p.shape.rounds ? Input(p.s.x_rounded, p.s.x_packed) : Input(p.s.x); }
 
+// Whether some new token sees more rows than are chosen. If none does, all see all rows, and nobody asks the index.
+inline bool asks_index(const Pass& p, const Layer& layer) {
+    auto asks = [&](const SequenceStep& step) { return (step.position + step.stop - step.start) / layer.ratio > p.shape.index_topk; };
+    return layer.has_index && std::any_of(p.job.sequences, p.job.sequences + p.job.num_sequences, asks);
+}
+
 inline void first_products(const Pass& p, const Layer& layer) {
     int64_t T = p.job.num_tokens;
     Input x = rounded_x(p);
@@ -150,7 +156,7 @@ inline void first_products(const Pass& p, const Layer& layer) {
     if (layer.has_index) {
         jobs[num++] = product(layer.index_compressor.wkv, p.s.x, T, p.s.index_values, false);
         jobs[num++] = product(layer.index_compressor.wgate, p.s.x, T, p.s.index_gates, false);
-        jobs[num++] = product(layer.index_weights, p.s.x, T, p.s.head_weights, false);
+        if (asks_index(p, layer)) jobs[num++] = product(layer.index_weights, p.s.x, T, p.s.head_weights, false);
     }
     linear_kernels.linear(p.team, jobs, num);
 }
@@ -182,8 +188,9 @@ inline void finish_projections(const Pass& p, const Layer& layer) {
 inline void second_products(const Pass& p, const Layer& layer) {
     Input latent = p.shape.rounds ? Input(p.s.latent_rounded, p.s.latent_packed) : Input(p.s.latent);
     Product jobs[2] = {product(layer.wq_b, latent, p.job.num_tokens, p.s.q, p.shape.bf16)};
-    if (layer.has_index) jobs[1] = product(layer.index_wq_b, latent, p.job.num_tokens, p.s.index_q, p.shape.bf16);
-    linear_kernels.linear(p.team, jobs, layer.has_index ? 2 : 1);
+    const bool with_index = asks_index(p, layer);
+    if (with_index) jobs[1] = product(layer.index_wq_b, latent, p.job.num_tokens, p.s.index_q, p.shape.bf16);
+    linear_kernels.linear(p.team, jobs, with_index ? 2 : 1);
     if (layer.ratio) close_windows(p, layer, layer.compressor, p.s.values, p.s.gates, false, p.s.rows);
     if (layer.has_index) close_windows(p, layer, layer.index_compressor, p.s.index_values, p.s.index_gates, true, p.s.index_rows);
 }
@@ -219,7 +226,7 @@ inline bool has_codes(const Pass& p, const Layer& layer) {
 // Norm and rotation of query heads and index heads; one item is one head of one token.
 inline void finish_queries(const Pass& p, const Layer& layer) {
     const ModelShape& m = p.shape;
-    int64_t half = m.rope_dim / 2, num_index = layer.has_index ? m.num_index_heads : 0, per_token = m.num_heads + num_index;
+    int64_t half = m.rope_dim / 2, num_index = asks_index(p, layer) ? m.num_index_heads : 0, per_token = m.num_heads + num_index;
     const int64_t num_blocks = m.index_head_dim / CODE_BLOCK;
     Range mine = p.team.share(p.job.num_tokens * per_token);
     for (int64_t item = mine.begin; item < mine.end; item++) {

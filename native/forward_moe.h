@@ -47,12 +47,14 @@ inline void sort_slots(const Pass& p) {
     first[0] = 0;
 }
 
+inline int32_t num_experts_used(const Pass& p) { return p.s.counts[p.shape.num_experts + 1]; }
+
 // Gate and up products, or down products, of all experts that have tokens. By one thread.
 inline int expert_products(const Pass& p, const Layer& layer, bool down) {
     const ModelShape& m = p.shape;
     Input x = rounded_x(p), h = m.rounds ? Input(p.s.expert_rounded, p.s.expert_packed) : Input(p.s.gate);
     int num = 0;
-    for (int u = 0; u < p.s.counts[m.num_experts + 1]; u++) {
+    for (int u = 0; u < num_experts_used(p); u++) {
         int e = p.s.experts_used[u];
         int64_t slot = p.s.counts[e], count = p.s.counts[e + 1] - slot, F = m.expert_dim, D = m.width;
         if (down) {
@@ -119,7 +121,8 @@ inline void finish_expert(const Pass& p, const ExpertWork& expert, const Matrix*
 }
 
 // Experts whole, one after another by whichever thread is free.
-inline void finish_experts(const Pass& p, const Layer& layer, int32_t num_items) {
+inline void finish_experts(const Pass& p, const Layer& layer) {
+    const int32_t num_items = num_experts_used(p) + 1;
     auto take = [&] { return p.s.next_expert->fetch_add(1, std::memory_order_relaxed); };
     for (int32_t item = take(), next; item < num_items; item = next) {
         next = take();
@@ -141,36 +144,29 @@ inline void add_experts(const Pass& p, int64_t t, int64_t begin, int64_t end) {
     }
 }
 
-// y = MoE(x), [T, D]: left in expert_out for add_experts. Follows read_streams without a barrier.
-inline void moe_block(const Pass& p, const Layer& layer) {
-    const Team& team = p.team;
-    const bool is_short = p.job.num_tokens <= 2 && !is_by_token(p);  // sharing the routing takes longer than doing it
+// Scores, chosen experts and weights of all tokens. Follows read_streams without a barrier; none behind.
+inline void route_all(const Pass& p, const Layer& layer) {
     if (is_by_token(p)) {
         multiply_own(p, layer.gate, p.s.x, p.s.scores);
-    } else {
-        team.wait();
-        Product router = product(layer.gate, p.s.x, p.job.num_tokens, p.s.scores, false);
-        linear_kernels.linear(team, &router, 1);
-        team.wait();
-    }
-    if (!is_short) {
         route(p, layer);
-        team.wait();
-    }
-    if (team.index == 0) {
-        const Team alone(0, 1, nullptr);
-        if (is_short) route({alone, p.job, p.shape, p.s}, layer);
-        sort_slots(p);
-        *p.s.num_queries = expert_products(p, layer, false);
-        p.s.next_expert->store(0, std::memory_order_relaxed);
-    }
-    team.wait();
-    const int32_t num_items = 1 + p.s.counts[p.shape.num_experts + 1];
-    if (num_items >= 8 * team.size && p.job.num_tokens <= 16) {
-        finish_experts(p, layer, num_items);
-        team.wait();
         return;
     }
+    p.team.wait();
+    Product router = product(layer.gate, p.s.x, p.job.num_tokens, p.s.scores, false);
+    linear_kernels.linear(p.team, &router, 1);
+    p.team.wait();
+    if (p.job.num_tokens > 2) return route(p, layer);
+    const Team alone(0, 1, nullptr);  // sharing it takes longer than doing it
+    if (p.team.index == 0) route({alone, p.job, p.shape, p.s}, layer);
+}
+
+// Whether experts go to threads whole, once slots are sorted: there are many with few tokens each. That needs no barriers, and all threads
+// end within one expert.
+inline bool are_whole(const Pass& p) { return p.job.num_tokens <= 16 && num_experts_used(p) + 1 >= 8 * p.team.size; }
+
+// Products shared among the team, expert after expert, with barriers between; those of gate and up are there.
+inline void share_experts(const Pass& p, const Layer& layer) {
+    const Team& team = p.team;
     linear_kernels.linear(team, p.s.products, int(*p.s.num_queries));
     team.wait();
     const int64_t blocks = (p.shape.expert_dim + 127) / 128;
@@ -179,7 +175,23 @@ inline void moe_block(const Pass& p, const Layer& layer) {
     if (team.index == 0) *p.s.num_queries = expert_products(p, layer, true);
     team.wait();
     linear_kernels.linear(team, p.s.products, int(*p.s.num_queries));
-    team.wait();
+}
+
+// y = MoE(x), [T, D]: left in expert_out for add_experts. Follows read_streams without a barrier.
+inline void moe_block(const Pass& p, const Layer& layer) {
+    route_all(p, layer);
+    if (p.job.num_tokens > 2) p.team.wait();
+    if (p.team.index == 0) {
+        sort_slots(p);
+        p.s.next_expert->store(0, std::memory_order_relaxed);
+        if (!are_whole(p)) *p.s.num_queries = expert_products(p, layer, false);
+    }
+    p.team.wait();
+    if (are_whole(p))
+        finish_experts(p, layer);
+    else
+        share_experts(p, layer);
+    p.team.wait();
 }
 
 }  // namespace pelagos::PELAGOS_ISA
