@@ -1,6 +1,6 @@
 """Many requests at once: the engine against transformers on the same weights, and against our own bare forward pass.
 
-    python benchmarks/offline.py MODEL [--threads N] [--samples 5] [--out FILE.jsonl]
+    python benchmarks/offline.py MODEL [--threads N] [--samples 5] [--official-rounding] [--out FILE.jsonl]
 
 MODEL is a folder of benchmarks/models.py with transformers/ and official/ in it. Systems take turns within one process;
 the figures are medians. transformers reads and writes a batch of equal prompts in bfloat16 and float32, which it does
@@ -37,8 +37,8 @@ WORK = (16, 256, 64)  # requests, tokens read, tokens written
 
 
 class Ours:
-    def __init__(self, folder: Path) -> None:
-        self.model = Model.load(folder)
+    def __init__(self, folder: Path, official_rounding: bool) -> None:
+        self.model = Model.load(folder, official_rounding=official_rounding)
         self.rng = random.Random(0)
 
     def prompt(self, length: int) -> list[int]:
@@ -111,11 +111,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
     parser.add_argument("--threads", type=int, default=None, help="default: one per usable core")
+    parser.add_argument(
+        "--official-rounding", action="store_true", help="ours computes as the released models are served"
+    )
     parser.add_argument("--samples", type=int, default=5, help="of each figure")
     parser.add_argument("--out", type=Path, default=None, help="append a JSON line to this file")
     options = parser.parse_args()
     num_threads = use_threads(options.threads)
-    ours = Ours(options.model / "official")
+    ours = Ours(options.model / "official", options.official_rounding)
     theirs = {
         dtype: Transformers(options.model / "transformers", num_threads, dtype) for dtype in ("bfloat16", "float32")
     }
@@ -139,6 +142,7 @@ def main() -> None:
     if options.out is not None:
         record: dict[str, Any] = {
             "model": options.model.name,
+            "official_rounding": options.official_rounding,
             "samples": samples,
             "machine": machine_record(num_threads),
         }

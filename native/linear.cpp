@@ -26,13 +26,14 @@ inline int64_t vector_block(const Product& job) {
     return job.num_rows <= 3 ? 8 : 12;  // of a small matrix each thread shall have its part
 }
 
-// Values of stored codes, 16 columns at a time.
+// Values of stored codes, 16 columns at a time, or, where registers hold a table of a scale's values, a block of FP4.
 template <Format F>
 struct PlainReader {
     using Vector = F16;
-    using Part = F16;
     static constexpr int BITS = F == Format::float32 ? 32 : F == Format::bfloat16 ? 16 : F == Format::fp8 ? 8 : 4;
-    static constexpr int COLUMNS = LANES, VECTORS = 1, PARTS = F == Format::float32 ? 1 : F == Format::fp8 ? 4 : 2;
+    static constexpr int VECTORS = F == Format::fp4 && HAS_ROOM ? 2 : 1, COLUMNS = VECTORS * LANES;
+    static constexpr int PARTS = F == Format::fp8 ? 4 : F == Format::bfloat16 || (F == Format::fp4 && !HAS_ROOM) ? 2 : 1;
+    struct Part { F16 of[VECTORS]; };
     static constexpr bool HAS_SCALES = pelagos::PELAGOS_ISA::HAS_SCALES<F>, SHARES_SCALES = false, LOSES_NAN = F == Format::fp8, IS_PLAIN = true;
 #if defined(PELAGOS_AVX512)
     static constexpr int ROWS[FEW + 1] = {0, 8, 8, 4, 4, 4, 4, 2, 2};
@@ -48,17 +49,19 @@ struct PlainReader {
         std::memcpy(&value, scales + 4 * block, 4);
         return value;
     }
-    inline __attribute__((always_inline)) void read(const uint8_t* row, const uint8_t* scales, int64_t column, F16& weights) const {
+    inline __attribute__((always_inline)) void read(const uint8_t* row, const uint8_t* scales, int64_t column, Part& part) const {
         const uint8_t* codes = row + column * BITS / 8;
-        if constexpr (F == Format::fp8)
-            weights = e4m3_halves<false>(codes) * set1(factor<F>(scale(scales, column / BLOCK_COLUMNS<F>)));
-        else if constexpr (F == Format::fp4)
-            weights = Fp4Values(scale(scales, column / BLOCK_COLUMNS<F>)).load(codes);
-        else
-            weights = load_codes<F>(codes);
+        if constexpr (F == Format::fp8) {
+            part.of[0] = e4m3_halves<false>(codes) * set1(factor<F>(scale(scales, column / BLOCK_COLUMNS<F>)));
+        } else if constexpr (F == Format::fp4) {
+            const Fp4Values values(scale(scales, column / BLOCK_COLUMNS<F>));
+            for (int v = 0; v < VECTORS; v++) part.of[v] = values.load(codes + v * LANES / 2);
+        } else {
+            part.of[0] = load_codes<F>(codes);
+        }
     }
-    static F16 weight(F16 part, int) { return part; }
-    static F16 get(const float* x, int64_t column, int) { return load(x + column); }
+    static F16 weight(const Part& part, int v) { return part.of[v]; }
+    static F16 get(const float* x, int64_t column, int v) { return load(x + column + v * LANES); }
     static F16 add(F16 x, F16 w, F16 total) { return fma(x, w, total); }
 };
 
@@ -110,7 +113,8 @@ struct Cut {
     int64_t row_block, num_tiles, num_units, cost;  // cost of one unit
 
     explicit Cut(const Product& job) {
-        is_few = job.pairs ? job.num_rows <= MOST_FEW_PAIRS : job.num_rows <= MOST_FEW && is_regular(job.w);
+        const bool has_whole_parts = is_regular(job.w) && (job.w.format != Format::fp4 || job.w.cols % 32 == 0);
+        is_few = job.pairs ? job.num_rows <= MOST_FEW_PAIRS : job.num_rows <= MOST_FEW && has_whole_parts;
         row_block = is_few ? vector_block(job) : ROW_BLOCK;
         num_tiles = is_few ? 1 : (job.num_rows + TOKEN_BLOCK - 1) / TOKEN_BLOCK;
         num_units = job.num_rows ? (job.w.rows + row_block - 1) / row_block * num_tiles : 0;

@@ -23,10 +23,14 @@
 namespace pelagos::PELAGOS_ISA {
 
 #if defined(PELAGOS_AVX512)
-constexpr int FEW = 8;  // rows of x up to which codes are decoded in registers
+constexpr int FEW = 8;           // rows of x up to which codes are decoded in registers
+constexpr bool HAS_ROOM = true;  // registers hold the weights of several rows beside the sums
 #else
 constexpr int FEW = 4;
+constexpr bool HAS_ROOM = false;
 #endif
+
+constexpr int64_t NEAREST_CACHE = 32 << 10;  // bytes of it, of which the rest is left to other things
 
 // How far ahead the codes of R rows side by side are fetched, in the order of memory, which is what memory gives fastest. Line c of row r
 // is read as number c R + r and fetched as number r C + c, so the last row's first line comes with the least lead: 4 KB, which is what
@@ -81,7 +85,7 @@ inline __attribute__((always_inline)) void add_part(const Reader& reader, const 
                                                     F16 (&total)[T][R]) {
     using Vector = typename Reader::Vector;
     constexpr int V = Reader::VECTORS;
-    if constexpr (R < T) {  // x is loaded once for all rows of w
+    if constexpr (R > 1 && R < T && HAS_ROOM) {  // x is loaded once for all rows of w
         typename Reader::Part parts[R];
         repeat<R>([&](auto r) __attribute__((always_inline)) { reader.read(w.line(r), w.scales_of(r), column, parts[r]); });
         repeat<V>([&](auto v) __attribute__((always_inline)) {
@@ -166,15 +170,21 @@ inline void multiply_few(const Product& job, int64_t begin, int64_t end) {
     Reader reader(w);
     const float* x[T];
     for (int t = 0; t < T; t++) x[t] = row_of(job, t);
+    // Rows of x that the nearest cache does not hold are read for more rows of w at once, although fewer registers are left then.
+    constexpr int64_t x_bytes = T * Reader::VECTORS * LANES * int64_t(sizeof(float)) / Reader::COLUMNS;
+    const bool is_wide = T > 6 && x_bytes * w.cols > NEAREST_CACHE;
     while (begin < end) {  // rows that share their scales, or whose scales lie one row behind another
         const bool has_blocks = Reader::HAS_SCALES && (Reader::SHARES_SCALES || w.block_rows > 1);
         int64_t stop = has_blocks ? std::min(end, begin + w.block_rows - (w.first_row + begin) % w.block_rows) : end;
-        for (int single = 0; single < 2; single++) {
+        auto rows = [&](auto num) {
             Lines lines = {codes_at(w, begin, 0), w.cols * Reader::BITS / 8, Reader::HAS_SCALES ? scales_at(w, begin) : nullptr,
                            Reader::HAS_SCALES && !has_blocks ? scale_row_bytes(w) : 0};
-            begin = single ? multiply_rows<Reader, 1, T>(reader, job, lines, begin, stop, x)
-                           : multiply_rows<Reader, Reader::ROWS[T], T>(reader, job, lines, begin, stop, x);
-        }
+            begin = multiply_rows<Reader, num, T>(reader, job, lines, begin, stop, x);
+        };
+        if constexpr (T > 6)
+            if (is_wide) rows(std::integral_constant<int, 3>());
+        rows(std::integral_constant<int, Reader::ROWS[T]>());
+        rows(std::integral_constant<int, 1>());
     }
 }
 

@@ -9,9 +9,9 @@ namespace {
 template <Format F>
 struct PairReader {
     using Vector = Unit;
-    struct Part { Unit of[64 / PAIR_COLUMNS * UNITS]; };
+    struct Part { Unit of[2]; };
     static constexpr bool IS_FP8 = F == Format::fp8;
-    static constexpr int BITS = IS_FP8 ? 8 : 4, COLUMNS = 64, PARTS = SCALE_COLUMNS / COLUMNS, VECTORS = COLUMNS / PAIR_COLUMNS * UNITS;
+    static constexpr int BITS = IS_FP8 ? 8 : 4, COLUMNS = READ_COLUMNS, PARTS = SCALE_COLUMNS / COLUMNS, VECTORS = 2;
     static constexpr bool HAS_SCALES = true, SHARES_SCALES = IS_FP8, LOSES_NAN = IS_FP8 && UNITS == 2, IS_PLAIN = false;
 #if defined(PELAGOS_AVX512_BF16)
     static constexpr int ROWS[FEW + 1] = {0, 8, 8, 4, 4, 4, 2, 2, 2};
@@ -45,7 +45,7 @@ struct Pairs {
     static F16 add(Unit x, Unit w, F16 total) { return dot(x, w, total); }
     static void decode(const Matrix& w, int64_t row, int64_t begin, int count, Unit* to) {
         const uint8_t *codes = codes_at(w, row, begin), *scales = scales_at(w, row);
-        for (int i = 0; i < count; i += 64) {
+        for (int i = 0; i < count; i += READ_COLUMNS) {
             auto keep = [&](auto u, Unit unit) __attribute__((always_inline)) { to[i / COLUMNS + u] = unit; };
             if (w.format == Format::fp8)
                 Fp8Weights(scales[(begin + i) / SCALE_COLUMNS]).each(codes + i, keep);

@@ -28,6 +28,7 @@ using Unit = F16;
 inline Unit load_unit(const float* p) { return load(p); }
 inline F16 dot(Unit x, Unit w, F16 total) { return fma(x, w, total); }
 #endif
+constexpr int READ_COLUMNS = 64 / UNITS;  // that are read at once: two units
 static_assert(sizeof(Unit) == LANES * sizeof(float));
 
 // Where a column, a multiple of 32, lies in a packed row: every unit takes the place of 16 floats.
@@ -50,7 +51,7 @@ inline void pack_row(const float* x, int64_t n, float* packed) {
 #endif
 }
 
-// Weights of 64 columns: each(codes, scale, f) calls f(u, unit) for their 2 * UNITS units, u a constant. Scales are those of Matrix::pairs.
+// Weights of READ_COLUMNS columns: each(codes, scale, f) calls f(u, unit) for their two units, u a constant. Scales are those of Matrix::pairs.
 #if defined(PELAGOS_AVX512_BF16)
 
 struct Fp4Tables {  // words of all codes under every scale, twice: an index has the lowest bit of the next code above its own
@@ -116,9 +117,8 @@ inline I16 fp4_words(const uint8_t* codes) {
 struct Fp4Weights {
     template <class F>
     static inline __attribute__((always_inline)) void each(const uint8_t* codes, const uint8_t* scales, const F& f) {
-        repeat<2 * UNITS>([&](auto u) __attribute__((always_inline)) {
-            f(u, Fp4Values(SCALES.of[scales[u / 2]]).of_codes(fp4_words<u % 2 == 0>(codes + u / 2 * 16)));
-        });
+        const Fp4Values values(SCALES.of[scales[0]]);
+        repeat<2>([&](auto u) __attribute__((always_inline)) { f(u, values.of_codes(fp4_words<u == 0>(codes))); });
     }
 };
 
@@ -152,7 +152,7 @@ struct Fp8Weights {
     explicit Fp8Weights(int byte) : scale(set1(factor<Format::fp8>(SCALES.of[byte]))) {}
     template <class F>
     inline __attribute__((always_inline)) void each(const uint8_t* codes, const F& f) const {
-        repeat<2 * UNITS>([&](auto u) __attribute__((always_inline)) { f(u, fp8_words<u % 2 == 0>(codes + u / 2 * 32) * scale); });
+        repeat<2>([&](auto u) __attribute__((always_inline)) { f(u, fp8_words<u == 0>(codes) * scale); });
     }
 };
 

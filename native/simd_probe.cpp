@@ -94,6 +94,10 @@ constexpr Entry TABLE[] = {
     {"sums_4", reduce_many<4>},
     {"sums_6", reduce_many<6>},
     {"sums_8", reduce_many<8>},
+    {"sums_10", reduce_many<10>},
+    {"sums_12", reduce_many<12>},
+    {"sums_15", reduce_many<15>},
+    {"sums_16", reduce_many<16>},
     {"largest", reduce<max>},
     // bfloat16 or E4M3 codes -> float32, and back
     {"decode_bf16", decode_bf16},

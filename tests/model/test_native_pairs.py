@@ -32,10 +32,10 @@ def _restore() -> Iterator[None]:
     MODULE.set_num_threads(threads)
 
 
-def _model(activation_dtype: str) -> Model:
+def _model(activation_dtype: str, **changes: int) -> Model:
     config = dataclasses.replace(
         preset("tiny"), hidden_size=192, query_rank=64, output_rank=64, expert_dim=320, storage="official",
-        official_rounding=True, activation_dtype=activation_dtype,
+        official_rounding=True, activation_dtype=activation_dtype, **changes,
     )  # fmt: skip
     value_of = random_values(config, seed=0)
 
@@ -73,6 +73,31 @@ def test_near_the_reference_and_the_same_bits_in_any_batch(dtype: str) -> None:
             parts += [model.step([token], state) for token in ids[138:150]]
             parts += [model.step(ids[at : at + 9], state) for at in range(150, 200, 9)]
             assert torch.equal(torch.cat(parts), expected), f"{isa}, {threads} threads"
+
+
+@pytest.mark.parametrize("num_sequences", [3, 8, 16, 17])
+def test_a_batch_that_uses_many_experts_has_the_bits_of_single_tokens(num_sequences: int) -> None:
+    """Up to 16 tokens experts go to threads whole, if there are eight for each; beyond, products are shared."""
+    assert MODULE is not None
+    model = _model("float32", num_experts=48, num_experts_per_token=4)
+    model.use_native()
+    ids = [prompt(20 + i, 512, i) for i in range(num_sequences)]
+    states = [model.new_state() for _ in ids]
+    for state, own in zip(states, ids, strict=True):
+        model.step(own[:-3], state)
+    expected = [
+        torch.cat([model.step([token], state) for token in own[-3:]]) for state, own in zip(states, ids, strict=True)
+    ]
+    for isa in MODULE.available_isas():
+        for threads in (1, 2, 3):
+            MODULE.use_isa(isa)
+            MODULE.set_num_threads(threads)
+            states = [model.new_state() for _ in ids]
+            for state, own in zip(states, ids, strict=True):
+                model.step(own[:-3], state)
+            steps = [model.step_batch([[own[at]] for own in ids], states) for at in (-3, -2, -1)]
+            for own, found in zip(expected, zip(*steps, strict=True), strict=True):
+                assert torch.equal(torch.cat(found), own), f"{isa}, {threads} threads"
 
 
 def test_draft_block_has_the_same_bits_everywhere() -> None:

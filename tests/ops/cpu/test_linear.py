@@ -31,7 +31,9 @@ def test_contract(name: str, function: object) -> None:
 WEIGHTS = {
     "float32": _noise(70, 300),
     "bfloat16": _noise(70, 304).bfloat16(),
+    "bfloat16 many columns": _noise(9, 2080).bfloat16(),
     "fp8": quantize_fp8(_noise(150, 304)),
+    "fp8 whole parts": quantize_fp8(_noise(150, 320)),
     "fp8 odd": quantize_fp8(_noise(130, 201)),
     "fp8 float32 scales": quantize_fp8(
         _noise(130, 256), scales=torch.rand(2, 2, generator=torch.Generator().manual_seed(1)) + 1
@@ -50,7 +52,7 @@ def test_same_bits_for_any_rows_threads_and_instruction_set(name: str) -> None:
     expected = linear(x, weight)
     assert _error(expected, reference.linear(x, weight)) <= 1e-5
     for _ in settings():
-        for rows in (1, 2, 3, 4, 5, 7, 9, 20, 24, 25, 60, 61, 150):
+        for rows in (1, 2, 3, 4, 5, 6, 7, 8, 9, 20, 24, 25, 60, 61, 150):
             parts = [linear(part, weight) for part in x.split(rows)]
             assert torch.equal(torch.cat(parts), expected)
 
