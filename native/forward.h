@@ -106,7 +106,7 @@ struct OutputJob {
 };
 
 struct ForwardKernels {
-    // Advances every sequence's memory by its tokens. Ends with a barrier.
+    // Advances every sequence's memory by its tokens. No barrier behind.
     void (*forward)(const Team& team, const ForwardJob& job, void* scratch);
     int64_t (*forward_scratch)(const ForwardJob& job, int num_threads);  // bytes
     void (*output)(const Team& team, const OutputJob& job, void* scratch);

@@ -41,7 +41,7 @@ struct Fp8Table {
         }
     }
     // Byte 16 q + i, i < 8, of the places is for word 8 q + i of the first unit, byte 16 q + 8 + i for that of the second.
-    inline __attribute__((always_inline)) void words(__m512i places, __m512i (&unit)[2]) const {
+    inline PELAGOS_INLINE void words(__m512i places, __m512i (&unit)[2]) const {
         __m512i high = _mm512_permutex2var_epi8(upper[0], places, upper[1]), low = _mm512_permutex2var_epi8(lower[0], places, lower[1]);
         high = _mm512_ternarylogic_epi32(high, places, _mm512_set1_epi8(-128), 0xf8);  // high | places & sign
         unit[0] = _mm512_unpacklo_epi8(low, high);
@@ -50,12 +50,12 @@ struct Fp8Table {
     // Values of 64 codes: words of two units, which become float32 one vector at a time.
     struct Values {
         __m512i unit[2];
-        inline __attribute__((always_inline)) F16 operator[](int v) const {  // values 16 v .. 16 v + 15
+        inline PELAGOS_INLINE F16 operator[](int v) const {  // values 16 v .. 16 v + 15
             const __m512i words = unit[v / 2];
             return {_mm512_castsi512_ps(v % 2 ? _mm512_and_si512(words, _mm512_set1_epi32(-0x10000)) : _mm512_slli_epi32(words, 16))};
         }
     };
-    inline __attribute__((always_inline)) Values values(const uint8_t* codes) const {
+    inline PELAGOS_INLINE Values values(const uint8_t* codes) const {
         // Even words become the first 16 columns of a unit, odd ones the others.
         alignas(64) static constexpr uint8_t columns[] = {0,  16, 1,  17, 2,  18, 3,  19, 32, 48, 33, 49, 34, 50, 35, 51,  //
                                                           4,  20, 5,  21, 6,  22, 7,  23, 36, 52, 37, 53, 38, 54, 39, 55,  //

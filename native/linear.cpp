@@ -36,9 +36,9 @@ struct PlainReader {
     struct Part { F16 of[VECTORS]; };
     static constexpr bool HAS_SCALES = pelagos::PELAGOS_ISA::HAS_SCALES<F>, SHARES_SCALES = false, LOSES_NAN = F == Format::fp8, IS_PLAIN = true;
 #if defined(PELAGOS_AVX512)
-    static constexpr int ROWS[FEW + 1] = {0, 8, 8, 4, 4, 4, 4, 2, 2};
+    static constexpr int ROWS[] = {0, 8, 8, 4, 4, 4, 4, 2, 2};
 #else
-    static constexpr int ROWS[FEW + 1] = {0, 4, 2, 2, 1};
+    static constexpr int ROWS[] = {0, 4, 2, 2, 1};
 #endif
     bool has_floats;
     explicit PlainReader(const Matrix& w) : has_floats(w.float_scales) {}
@@ -49,7 +49,7 @@ struct PlainReader {
         std::memcpy(&value, scales + 4 * block, 4);
         return value;
     }
-    inline __attribute__((always_inline)) void read(const uint8_t* row, const uint8_t* scales, int64_t column, Part& part) const {
+    inline PELAGOS_INLINE void read(const uint8_t* row, const uint8_t* scales, int64_t column, Part& part) const {
         const uint8_t* codes = row + column * BITS / 8;
         if constexpr (F == Format::fp8) {
             part.of[0] = e4m3_halves<false>(codes) * set1(factor<F>(scale(scales, column / BLOCK_COLUMNS<F>)));
@@ -72,7 +72,7 @@ struct TableReader {
     using Part = Fp8Table::Values;
     static constexpr int BITS = 8, COLUMNS = 64, VECTORS = 4, PARTS = SCALE_COLUMNS / COLUMNS;
     static constexpr bool HAS_SCALES = true, SHARES_SCALES = true, LOSES_NAN = false, IS_PLAIN = true;
-    static constexpr int ROWS[FEW + 1] = {0, 8, 8, 4, 4, 2, 2, 2, 2};
+    static constexpr int ROWS[] = {0, 8, 8, 4, 4, 2, 2, 2, 2};
     Fp8Table fp8;
     explicit TableReader(const Matrix&) {}
     void begin(const uint8_t* scales, int64_t column) { fp8 = Fp8Table(scales[column / SCALE_COLUMNS]); }

@@ -25,6 +25,9 @@ namespace pelagos::PELAGOS_ISA {
 #if defined(PELAGOS_AVX512)
 constexpr int FEW = 8;           // rows of x up to which codes are decoded in registers
 constexpr bool HAS_ROOM = true;  // registers hold the weights of several rows beside the sums
+#elif defined(PELAGOS_GENERIC)
+constexpr int FEW = 2;  // not made for speed: fewer kernels to compile
+constexpr bool HAS_ROOM = false;
 #else
 constexpr int FEW = 4;
 constexpr bool HAS_ROOM = false;
@@ -45,13 +48,13 @@ inline void put_result(const Product& job, int64_t row, int64_t column, float y)
 
 // The sums of T rows of y, R neighbours each, from column n on.
 template <int R, int T>
-inline __attribute__((always_inline)) void put_totals(const Product& job, int64_t n, const F16 (&total)[T][R]) {
+inline PELAGOS_INLINE void put_totals(const Product& job, int64_t n, const F16 (&total)[T][R]) {
     constexpr int together = std::min(T, LANES / R);  // rows of y whose sums fit into a vector
-    repeat<(T + together - 1) / together>([&](auto part) __attribute__((always_inline)) {
+    repeat<(T + together - 1) / together>([&](auto part) PELAGOS_INLINE {
         constexpr int first = part * together, num = std::min(together, T - first);
         F16 rows[num * R];
-        repeat<num>([&](auto t) __attribute__((always_inline)) {
-            repeat<R>([&](auto r) __attribute__((always_inline)) { rows[t * R + r] = total[first + t][r]; });
+        repeat<num>([&](auto t) PELAGOS_INLINE {
+            repeat<R>([&](auto r) PELAGOS_INLINE { rows[t * R + r] = total[first + t][r]; });
         });
         F16 y = lane_sums(rows);
         alignas(64) float sums[LANES];
@@ -72,7 +75,7 @@ struct Lines {
 
 // Makes the compiler load a vector once, where it would fold the load into each of its uses.
 template <class Vector>
-inline __attribute__((always_inline)) void hold(Vector& a) {
+inline PELAGOS_INLINE void hold(Vector& a) {
 #if defined(PELAGOS_AVX512)
     asm("" : "+v"(a.v));
 #else
@@ -81,29 +84,29 @@ inline __attribute__((always_inline)) void hold(Vector& a) {
 }
 
 template <class Reader, int R, int T>
-inline __attribute__((always_inline)) void add_part(const Reader& reader, const Lines& w, int64_t column, const float* const (&x)[T],
+inline PELAGOS_INLINE void add_part(const Reader& reader, const Lines& w, int64_t column, const float* const (&x)[T],
                                                     F16 (&total)[T][R]) {
     using Vector = typename Reader::Vector;
     constexpr int V = Reader::VECTORS;
     if constexpr (R > 1 && R < T && HAS_ROOM) {  // x is loaded once for all rows of w
         typename Reader::Part parts[R];
-        repeat<R>([&](auto r) __attribute__((always_inline)) { reader.read(w.line(r), w.scales_of(r), column, parts[r]); });
-        repeat<V>([&](auto v) __attribute__((always_inline)) {
+        repeat<R>([&](auto r) PELAGOS_INLINE { reader.read(w.line(r), w.scales_of(r), column, parts[r]); });
+        repeat<V>([&](auto v) PELAGOS_INLINE {
             Vector weights[R];
-            repeat<R>([&](auto r) __attribute__((always_inline)) { weights[r] = Reader::weight(parts[r], v); });
-            repeat<T>([&](auto t) __attribute__((always_inline)) {
+            repeat<R>([&](auto r) PELAGOS_INLINE { weights[r] = Reader::weight(parts[r], v); });
+            repeat<T>([&](auto t) PELAGOS_INLINE {
                 Vector in = Reader::get(x[t], column, v);
                 if constexpr (R == 2 && Reader::IS_PLAIN) hold(in);
-                repeat<R>([&](auto r) __attribute__((always_inline)) { total[t][r] = Reader::add(in, weights[r], total[t][r]); });
+                repeat<R>([&](auto r) PELAGOS_INLINE { total[t][r] = Reader::add(in, weights[r], total[t][r]); });
             });
         });
     } else {
-        repeat<R>([&](auto r) __attribute__((always_inline)) {
+        repeat<R>([&](auto r) PELAGOS_INLINE {
             typename Reader::Part part;
             reader.read(w.line(r), w.scales_of(r), column, part);
-            repeat<V>([&](auto v) __attribute__((always_inline)) {
+            repeat<V>([&](auto v) PELAGOS_INLINE {
                 const Vector weight = Reader::weight(part, v);
-                repeat<T>([&](auto t) __attribute__((always_inline)) {
+                repeat<T>([&](auto t) PELAGOS_INLINE {
                     total[t][r] = Reader::add(Reader::get(x[t], column, v), weight, total[t][r]);
                 });
             });
@@ -113,22 +116,22 @@ inline __attribute__((always_inline)) void add_part(const Reader& reader, const 
 
 // All columns of R rows of w times T rows of x.
 template <class Reader, int R, int T>
-inline __attribute__((always_inline)) void multiply_lines(Reader& reader, const Product& job, const Lines& w, int64_t n,
+inline PELAGOS_INLINE void multiply_lines(Reader& reader, const Product& job, const Lines& w, int64_t n,
                                                           const float* const (&x)[T]) {
     constexpr int64_t block = Reader::COLUMNS * Reader::PARTS;
     const int64_t cols = job.w.cols, whole = cols / block * block, ahead = fetch_lead(R, w.stride);
     // Codes of FP4 are those of experts: the next token wants others, so they take no place in the farther caches.
     const bool is_passing = Reader::BITS == 4 && !job.is_part;
     F16 total[T][R];
-    repeat<T>([&](auto t) __attribute__((always_inline)) {
-        repeat<R>([&](auto r) __attribute__((always_inline)) { total[t][r] = zero(); });
+    repeat<T>([&](auto t) PELAGOS_INLINE {
+        repeat<R>([&](auto r) PELAGOS_INLINE { total[t][r] = zero(); });
     });
     for (int64_t column = 0; column < whole; column += block) {
         // The rows after these lie behind them: what comes next, where the processor's own prefetching sees R streams that end.
         constexpr int64_t bytes = block * Reader::BITS / 8;
         const int64_t at = column * Reader::BITS / 8;
         if (bytes >= 64 || at % 64 == 0)
-            repeat<R>([&](auto r) __attribute__((always_inline)) {
+            repeat<R>([&](auto r) PELAGOS_INLINE {
                 for (int64_t i = 0; i < bytes; i += 64) {
                     const uint8_t* where = w.codes + ahead + (at + i) * R + r * 64;
                     if (is_passing)
@@ -138,9 +141,8 @@ inline __attribute__((always_inline)) void multiply_lines(Reader& reader, const 
                 }
             });
         reader.begin(w.scales, column);
-        repeat<Reader::PARTS>([&](auto part) __attribute__((always_inline)) {
-            add_part<Reader, R, T>(reader, w, column + part * Reader::COLUMNS, x, total);
-        });
+#pragma GCC unroll 4
+        for (int part = 0; part < Reader::PARTS; part++) add_part<Reader, R, T>(reader, w, column + part * Reader::COLUMNS, x, total);
     }
     if (whole < cols) reader.begin(w.scales, whole);
     for (int64_t column = whole; column < cols; column += Reader::COLUMNS) add_part<Reader, R, T>(reader, w, column, x, total);

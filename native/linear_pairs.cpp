@@ -14,19 +14,19 @@ struct PairReader {
     static constexpr int BITS = IS_FP8 ? 8 : 4, COLUMNS = READ_COLUMNS, PARTS = SCALE_COLUMNS / COLUMNS, VECTORS = 2;
     static constexpr bool HAS_SCALES = true, SHARES_SCALES = IS_FP8, LOSES_NAN = IS_FP8 && UNITS == 2, IS_PLAIN = false;
 #if defined(PELAGOS_AVX512_BF16)
-    static constexpr int ROWS[FEW + 1] = {0, 8, 8, 4, 4, 4, 2, 2, 2};
+    static constexpr int ROWS[] = {0, 8, 8, 4, 4, 4, 2, 2, 2};
 #elif defined(PELAGOS_AVX512)
-    static constexpr int ROWS[FEW + 1] = {0, 8, 8, 4, 4, 2, 2, 2, 2};
+    static constexpr int ROWS[] = {0, 8, 8, 4, 4, 2, 2, 2, 2};
 #else
-    static constexpr int ROWS[FEW + 1] = {0, 4, 2, 2, 1};
+    static constexpr int ROWS[] = {0, 4, 2, 2, 1};
 #endif
     Fp8Weights fp8;
     explicit PairReader(const Matrix&) {}
     void begin(const uint8_t* scales, int64_t column) {
         if constexpr (IS_FP8) fp8 = Fp8Weights(scales[column / SCALE_COLUMNS]);
     }
-    inline __attribute__((always_inline)) void read(const uint8_t* codes, const uint8_t* scales, int64_t column, Part& part) const {
-        auto keep = [&](auto u, Unit unit) __attribute__((always_inline)) { part.of[u] = unit; };
+    inline PELAGOS_INLINE void read(const uint8_t* codes, const uint8_t* scales, int64_t column, Part& part) const {
+        auto keep = [&](auto u, Unit unit) PELAGOS_INLINE { part.of[u] = unit; };
         if constexpr (IS_FP8)
             fp8.each(codes + column, keep);
         else
@@ -46,7 +46,7 @@ struct Pairs {
     static void decode(const Matrix& w, int64_t row, int64_t begin, int count, Unit* to) {
         const uint8_t *codes = codes_at(w, row, begin), *scales = scales_at(w, row);
         for (int i = 0; i < count; i += READ_COLUMNS) {
-            auto keep = [&](auto u, Unit unit) __attribute__((always_inline)) { to[i / COLUMNS + u] = unit; };
+            auto keep = [&](auto u, Unit unit) PELAGOS_INLINE { to[i / COLUMNS + u] = unit; };
             if (w.format == Format::fp8)
                 Fp8Weights(scales[(begin + i) / SCALE_COLUMNS]).each(codes + i, keep);
             else

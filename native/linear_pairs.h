@@ -66,10 +66,10 @@ alignas(64) inline constexpr Fp4Tables FP4_TABLES{};
 
 struct Fp4Weights {
     template <class F>
-    static inline __attribute__((always_inline)) void each(const uint8_t* codes, const uint8_t* scales, const F& f) {
+    static inline PELAGOS_INLINE void each(const uint8_t* codes, const uint8_t* scales, const F& f) {
         const __m512i shifts = _mm512_set_epi64(0x000c000c000c000c, 0x000c000c000c000c, 0x0008000800080008, 0x0008000800080008,  //
                                                 0x0004000400040004, 0x0004000400040004, 0, 0);
-        repeat<2>([&](auto u) __attribute__((always_inline)) {
+        repeat<2>([&](auto u) PELAGOS_INLINE {
             __m512i words = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i*)(codes + 16 * u)));
             __m512i table = _mm512_load_si512(FP4_TABLES.of[scales[u]]);
             f(u, Unit{_mm512_permutexvar_epi16(_mm512_srlv_epi16(words, shifts), table)});
@@ -80,7 +80,7 @@ struct Fp4Weights {
 struct Fp8Weights : Fp8Table {
     using Fp8Table::Fp8Table;
     template <class F>
-    inline __attribute__((always_inline)) void each(const uint8_t* codes, const F& f) const {
+    inline PELAGOS_INLINE void each(const uint8_t* codes, const F& f) const {
         // Byte 16 q + i is column 4 i + q of the first block, byte 16 q + 8 + i that of the second.
         alignas(64) static constexpr uint8_t columns[] = {0, 4, 8,  12, 16, 20, 24, 28, 32, 36, 40, 44, 48, 52, 56, 60,  //
                                                           1, 5, 9,  13, 17, 21, 25, 29, 33, 37, 41, 45, 49, 53, 57, 61,  //
@@ -88,7 +88,7 @@ struct Fp8Weights : Fp8Table {
                                                           3, 7, 11, 15, 19, 23, 27, 31, 35, 39, 43, 47, 51, 55, 59, 63};
         __m512i unit[2];
         words(_mm512_permutexvar_epi8(_mm512_load_si512(columns), _mm512_loadu_si512(codes)), unit);
-        repeat<2>([&](auto u) __attribute__((always_inline)) { f(u, Unit{unit[u]}); });
+        repeat<2>([&](auto u) PELAGOS_INLINE { f(u, Unit{unit[u]}); });
     }
 };
 
@@ -116,9 +116,9 @@ inline I16 fp4_words(const uint8_t* codes) {
 
 struct Fp4Weights {
     template <class F>
-    static inline __attribute__((always_inline)) void each(const uint8_t* codes, const uint8_t* scales, const F& f) {
+    static inline PELAGOS_INLINE void each(const uint8_t* codes, const uint8_t* scales, const F& f) {
         const Fp4Values values(SCALES.of[scales[0]]);
-        repeat<2>([&](auto u) __attribute__((always_inline)) { f(u, values.of_codes(fp4_words<u == 0>(codes))); });
+        repeat<2>([&](auto u) PELAGOS_INLINE { f(u, values.of_codes(fp4_words<u == 0>(codes))); });
     }
 };
 
@@ -151,8 +151,8 @@ struct Fp8Weights {
     Fp8Weights() = default;
     explicit Fp8Weights(int byte) : scale(set1(factor<Format::fp8>(SCALES.of[byte]))) {}
     template <class F>
-    inline __attribute__((always_inline)) void each(const uint8_t* codes, const F& f) const {
-        repeat<2>([&](auto u) __attribute__((always_inline)) { f(u, fp8_words<u == 0>(codes) * scale); });
+    inline PELAGOS_INLINE void each(const uint8_t* codes, const F& f) const {
+        repeat<2>([&](auto u) PELAGOS_INLINE { f(u, fp8_words<u == 0>(codes) * scale); });
     }
 };
 

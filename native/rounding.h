@@ -311,7 +311,7 @@ inline __attribute__((noinline)) void load_any_row(const RowLayout& layout, cons
 }
 
 // A row of RowFormat::fp8 of whole vectors, without NaN codes, under scales 2^-126 .. 2^119; false where it is another.
-inline __attribute__((always_inline)) bool load_usual_row(const RowLayout& layout, const uint8_t* row, float* x) {
+inline PELAGOS_INLINE bool load_usual_row(const RowLayout& layout, const uint8_t* row, float* x) {
     const int plain = layout.size - layout.num_rope;
     if (layout.format != RowFormat::fp8 || plain % LANES != 0 || layout.num_rope % LANES != 0) return false;
     const uint8_t* scales = row + plain + 2 * layout.num_rope;

@@ -8,7 +8,7 @@ namespace pelagos::PELAGOS_ISA {
 // Lane r is sum(rows[r]), to the bit, for the NUM <= 16 vectors; other lanes are anything. Vectors meet in one register as soon as
 // half their lanes are added, so that eight of them take a third of the steps of eight sums.
 template <int NUM>
-inline __attribute__((always_inline)) F16 lane_sums(const F16 (&rows)[NUM]) {
+inline PELAGOS_INLINE F16 lane_sums(const F16 (&rows)[NUM]) {
     static_assert(NUM >= 1 && NUM <= LANES);
 #if defined(PELAGOS_AVX512)
     auto row = [&](int r) { return rows[r < NUM ? r : NUM - 1].v; };

@@ -9,6 +9,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "unroll.h"
+
 #if defined(PELAGOS_AVX512) || defined(PELAGOS_AVX2)
 #include <immintrin.h>
 #elif defined(PELAGOS_NEON)

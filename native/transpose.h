@@ -54,7 +54,7 @@ inline void load_columns(const float* rows, int64_t stride, F16 columns[4]) {
 inline __attribute__((noinline)) void transpose_tile(const float* rows, int64_t stride, float* columns) {
 #if defined(PELAGOS_AVX512)
     __m512 quad[16];  // quad[4 g + j]: of rows 4 g .. 4 g + 3 the columns j, j + 4, j + 8, j + 12
-    repeat<4>([&](auto g) __attribute__((always_inline)) {
+    repeat<4>([&](auto g) PELAGOS_INLINE {
         auto row = [&](int i) { return _mm512_loadu_ps(rows + (4 * g + i) * stride); };
         __m512 a = row(0), b = row(1), c = row(2), d = row(3);
         __m512d low = _mm512_castps_pd(_mm512_unpacklo_ps(a, b)), low2 = _mm512_castps_pd(_mm512_unpacklo_ps(c, d));
@@ -64,7 +64,7 @@ inline __attribute__((noinline)) void transpose_tile(const float* rows, int64_t 
         quad[4 * g + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(high, high2));
         quad[4 * g + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(high, high2));
     });
-    repeat<4>([&](auto j) __attribute__((always_inline)) {
+    repeat<4>([&](auto j) PELAGOS_INLINE {
         __m512 even = _mm512_shuffle_f32x4(quad[j], quad[4 + j], 0x88), even2 = _mm512_shuffle_f32x4(quad[8 + j], quad[12 + j], 0x88);
         __m512 odd = _mm512_shuffle_f32x4(quad[j], quad[4 + j], 0xdd), odd2 = _mm512_shuffle_f32x4(quad[8 + j], quad[12 + j], 0xdd);
         _mm512_storeu_ps(columns + j * LANES, _mm512_shuffle_f32x4(even, even2, 0x88));
