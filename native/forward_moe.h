@@ -1,4 +1,4 @@
-// The mixture-of-experts half of a layer, in phases with a barrier behind each.
+// The mixture-of-experts half of a layer: routing, then experts, whole or shared among the team.
 #pragma once
 
 #include "forward_attention.h"
@@ -144,20 +144,23 @@ inline void add_experts(const Pass& p, int64_t t, int64_t begin, int64_t end) {
     }
 }
 
-// Scores, chosen experts and weights of all tokens. Follows read_streams without a barrier; none behind.
+// Scores, chosen experts and weights. Follows read_streams without a barrier; behind it thread 0 sees those of all tokens.
 inline void route_all(const Pass& p, const Layer& layer) {
     if (is_by_token(p)) {
         multiply_own(p, layer.gate, p.s.x, p.s.scores);
-        route(p, layer);
-        return;
+    } else {
+        p.team.wait();
+        Product router = product(layer.gate, p.s.x, p.job.num_tokens, p.s.scores, false);
+        linear_kernels.linear(p.team, &router, 1);
+        p.team.wait();
     }
-    p.team.wait();
-    Product router = product(layer.gate, p.s.x, p.job.num_tokens, p.s.scores, false);
-    linear_kernels.linear(p.team, &router, 1);
-    p.team.wait();
-    if (p.job.num_tokens > 2) return route(p, layer);
-    const Team alone(0, 1, nullptr);  // sharing it takes longer than doing it
-    if (p.team.index == 0) route({alone, p.job, p.shape, p.s}, layer);
+    if (p.job.num_tokens > 2) {
+        route(p, layer);
+        p.team.wait();
+    } else if (p.team.index == 0) {  // sharing it takes longer than doing it
+        const Team alone(0, 1, nullptr);
+        route({alone, p.job, p.shape, p.s}, layer);
+    }
 }
 
 // Whether experts go to threads whole, once slots are sorted: there are many with few tokens each. That needs no barriers, and all threads
@@ -180,7 +183,6 @@ inline void share_experts(const Pass& p, const Layer& layer) {
 // y = MoE(x), [T, D]: left in expert_out for add_experts. Follows read_streams without a barrier.
 inline void moe_block(const Pass& p, const Layer& layer) {
     route_all(p, layer);
-    if (p.job.num_tokens > 2) p.team.wait();
     if (p.team.index == 0) {
         sort_slots(p);
         p.s.next_expert->store(0, std::memory_order_relaxed);

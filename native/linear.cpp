@@ -43,18 +43,12 @@ struct PlainReader {
     bool has_floats;
     explicit PlainReader(const Matrix& w) : has_floats(w.float_scales) {}
     void begin(const uint8_t*, int64_t) {}
-    float scale(const uint8_t* scales, int64_t block) const {
-        if (!has_floats) return SCALES.of[scales[block]];
-        float value;
-        std::memcpy(&value, scales + 4 * block, 4);
-        return value;
-    }
     inline PELAGOS_INLINE void read(const uint8_t* row, const uint8_t* scales, int64_t column, Part& part) const {
         const uint8_t* codes = row + column * BITS / 8;
         if constexpr (F == Format::fp8) {
-            part.of[0] = e4m3_halves<false>(codes) * set1(factor<F>(scale(scales, column / BLOCK_COLUMNS<F>)));
+            part.of[0] = e4m3_halves<false>(codes) * set1(factor<F>(scale_of_block(scales, column / BLOCK_COLUMNS<F>, has_floats)));
         } else if constexpr (F == Format::fp4) {
-            const Fp4Values values(scale(scales, column / BLOCK_COLUMNS<F>));
+            const Fp4Values values(scale_of_block(scales, column / BLOCK_COLUMNS<F>, has_floats));
             for (int v = 0; v < VECTORS; v++) part.of[v] = values.load(codes + v * LANES / 2);
         } else {
             part.of[0] = load_codes<F>(codes);

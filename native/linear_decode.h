@@ -17,14 +17,6 @@ inline const uint8_t* codes_at(const Matrix& w, int64_t row, int64_t col) {
     return static_cast<const uint8_t*>(w.codes) + (row * w.cols + col) * code_bits(w.format) / 8;
 }
 
-inline float stored_scale(const Matrix& w, int64_t row, int64_t col) {
-    int64_t blocks = (w.cols + w.block_cols - 1) / w.block_cols, at = (w.first_row + row) / w.block_rows * blocks + col / w.block_cols;
-    float value;
-    if (!w.float_scales) return scale_of(static_cast<const uint8_t*>(w.scales)[at]);
-    std::memcpy(&value, static_cast<const uint8_t*>(w.scales) + 4 * at, 4);
-    return value;
-}
-
 // 16 E2M1 codes from 8 bytes, the low half of a byte first; above a code's four bits there is anything.
 inline I16 fp4_codes(const uint8_t* pairs) {
 #if defined(PELAGOS_AVX512)
@@ -99,26 +91,19 @@ struct ScaleTable {
 };
 inline constexpr ScaleTable SCALES{};
 
-// The scales of one row, one per block of columns.
-class RowScales {
-  public:
-    RowScales() = default;
-    RowScales(const Matrix& w, int64_t row) : is_float_(w.float_scales) {
-        int64_t blocks = (w.cols + w.block_cols - 1) / w.block_cols, first = (w.first_row + row) / w.block_rows * blocks;
-        at_ = static_cast<const uint8_t*>(w.scales) + first * (w.float_scales ? 4 : 1);
-    }
-    float operator[](int64_t block) const {
-        if (!is_float_) return SCALES.of[at_[block]];
-        float value;
-        std::memcpy(&value, at_ + 4 * block, 4);
-        return value;
-    }
+// How many bytes a row of scales has, and where those of a row of the matrix begin.
+inline int64_t scale_row_bytes(const Matrix& w) { return (w.cols + w.block_cols - 1) / w.block_cols * (w.float_scales ? 4 : 1); }
+inline const uint8_t* scales_at(const Matrix& w, int64_t row) {
+    return static_cast<const uint8_t*>(w.scales) + (w.first_row + row) / w.block_rows * scale_row_bytes(w);
+}
 
-  private:
-    const uint8_t* at_ = nullptr;
-    bool is_float_ = false;
-};
-
+// The scale of one block of columns, of those of a row.
+inline float scale_of_block(const uint8_t* scales, int64_t block, bool are_floats) {
+    if (!are_floats) return SCALES.of[scales[block]];
+    float value;
+    std::memcpy(&value, scales + 4 * block, 4);
+    return value;
+}
 
 // Any matrix: columns begin .. begin + count of a row.
 inline void decode_slowly(const Matrix& w, int64_t row, int64_t begin, int64_t count, float* to) {
@@ -129,11 +114,12 @@ inline void decode_slowly(const Matrix& w, int64_t row, int64_t begin, int64_t c
         int64_t odd = w.format == Format::fp4 ? (row * w.cols + col) % 2 : 0;
         std::memcpy(block, from, std::max<int64_t>(1, code_bits(w.format) / 8));
         float t[LANES];
+        auto scale = [&] { return scale_of_block(scales_at(w, row), col / w.block_cols, w.float_scales); };
         switch (w.format) {
             case Format::float32: store(t, load_codes<Format::float32>(block)); break;
             case Format::bfloat16: store(t, load_codes<Format::bfloat16>(block)); break;
-            case Format::fp8: store(t, load_codes<Format::fp8>(block) * set1(factor<Format::fp8>(stored_scale(w, row, col)))); break;
-            case Format::fp4: store(t, load_codes<Format::fp4>(block) * set1(stored_scale(w, row, col))); break;
+            case Format::fp8: store(t, load_codes<Format::fp8>(block) * set1(factor<Format::fp8>(scale()))); break;
+            case Format::fp4: store(t, load_codes<Format::fp4>(block) * set1(scale())); break;
         }
         to[i] = t[odd];
     }
@@ -146,10 +132,10 @@ inline void decode_regular(const Matrix& w, int64_t row, int64_t begin, int64_t 
     if constexpr (!HAS_SCALES<F>) {
         for (int64_t i = 0; i < count; i += LANES, codes += step) store(to + i, load_codes<F>(codes));
     } else {
-        RowScales scales(w, row);
+        const uint8_t* scales = scales_at(w, row);
         for (int64_t i = 0; i < count;) {
             int64_t block = (begin + i) / BLOCK_COLUMNS<F>, end = std::min(count, (block + 1) * BLOCK_COLUMNS<F> - begin);
-            F16 scale = set1(factor<F>(scales[block]));
+            F16 scale = set1(factor<F>(scale_of_block(scales, block, w.float_scales)));
             for (; i < end; i += LANES, codes += step) store(to + i, load_codes<F>(codes) * scale);
         }
     }

@@ -120,7 +120,8 @@ inline PELAGOS_INLINE void multiply_lines(Reader& reader, const Product& job, co
                                                           const float* const (&x)[T]) {
     constexpr int64_t block = Reader::COLUMNS * Reader::PARTS;
     const int64_t cols = job.w.cols, whole = cols / block * block, ahead = fetch_lead(R, w.stride);
-    // Codes of FP4 are those of experts: the next token wants others, so they take no place in the farther caches.
+    // Codes of FP4 are those of experts, of which the next token wants others (but for the shared one): they take no place in the farther
+    // caches.
     const bool is_passing = Reader::BITS == 4 && !job.is_part;
     F16 total[T][R];
     repeat<T>([&](auto t) PELAGOS_INLINE {
@@ -158,12 +159,6 @@ inline int64_t multiply_rows(Reader& reader, const Product& job, Lines w, int64_
     for (; begin + R <= end; begin += R, w.codes += R * w.stride, w.scales += R * w.scale_stride)
         multiply_lines<Reader, R, T>(reader, job, w, begin, x);
     return begin;
-}
-
-// Where the scales of a row begin, and how many bytes a row of scales has.
-inline int64_t scale_row_bytes(const Matrix& w) { return (w.cols + w.block_cols - 1) / w.block_cols * (w.float_scales ? 4 : 1); }
-inline const uint8_t* scales_at(const Matrix& w, int64_t row) {
-    return static_cast<const uint8_t*>(w.scales) + (w.first_row + row) / w.block_rows * scale_row_bytes(w);
 }
 
 template <class Reader, int T>
