@@ -1,7 +1,7 @@
 """Real clients against `pelagos serve`, each in its own words: `make test-clients`.
 
-Makes a model folder, serves it on a free port of this machine, and runs every check_* file in the clients' own
-environment. What cannot be run is named; ends with 1 if a check fails.
+Serves the built-in model on a free port of this machine, and runs every check_* file in the clients' own environment.
+What cannot be run is named; ends with 1 if a check fails.
 """
 
 import argparse
@@ -12,8 +12,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-
-from make_model import make_model
 
 HERE = Path(__file__).parent
 START_SECONDS = 60.0
@@ -28,8 +26,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        make_model(folder / "model")
-        command = [sys.executable, "-m", "pelagos", "serve", str(folder / "model"), "--port", "0", "--name", NAME]
+        command = [sys.executable, "-m", "pelagos", "serve", "nano", "--port", "0", "--name", NAME]
         command += ["--ram-cache", "0.25", "--store-dir", str(folder / "store")]
         with (
             (folder / "log").open("w") as log,
