@@ -146,11 +146,15 @@ void run_units(const Product& job, const Cut& cut, int64_t begin, int64_t end) {
     }
 }
 
-// The first rows of a matrix, which nothing would fetch before they are wanted. Scales come by themselves.
+void prefetch(const void* memory, int64_t bytes) {
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(static_cast<const uint8_t*>(memory) + i, 0, 2);
+}
+
+// The first rows of a matrix, which nothing would fetch before they are wanted, and their scales, which come by themselves later on.
 void prefetch(const Matrix& w) {
-    const uint8_t* codes = static_cast<const uint8_t*>(w.codes);
-    const int64_t row_bytes = w.cols * code_bits(w.format) / 8, size = std::min({fetch_lead(8, row_bytes), w.rows * row_bytes, int64_t(8192)});
-    for (int64_t i = 0; i < size; i += 64) __builtin_prefetch(codes + i, 0, 2);
+    const int64_t row_bytes = w.cols * code_bits(w.format) / 8;
+    prefetch(w.codes, std::min({fetch_lead(8, row_bytes), w.rows * row_bytes, int64_t(8192)}));
+    if (w.scales) prefetch(scales_at(w, 0), std::min<int64_t>(1024, (w.rows + w.block_rows - 1) / w.block_rows * scale_row_bytes(w)));
 }
 
 void linear(const Team& team, const Product* products, int num_products) {

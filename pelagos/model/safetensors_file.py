@@ -35,6 +35,7 @@ MAX_HEADER_BYTES = 100_000_000
 _MAX_NUMBERS = 1 << 48  # of one tensor; far above any file, far below what overflows 64 bits
 _MAX_DIMS = 8
 _LARGE_PAGE = 2 << 20
+_CACHE_LINE = 64
 _LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 DTYPES = {
@@ -69,14 +70,15 @@ class FileTensor:
 class SafetensorsFile:
     """A file whose header is known to be sound. Its data is mapped into memory when the first tensor is asked for.
 
-    ``in_large_pages``: read whole into memory of its own instead, in pages of 2 MiB where the system has them: whoever
-    goes through all of it again and again then spends no time on looking up pages.
+    ``in_own_memory``: read whole instead, into pages of 2 MiB where the system has them, each tensor at the start of a
+    cache line: whoever goes through all of it again and again then spends no time on looking up pages, and no vector
+    lies in two lines.
     """
 
     path: Path
     num_bytes: int
     tensors: Mapping[str, FileTensor]
-    in_large_pages: bool = False
+    in_own_memory: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
 
     def tensor(self, name: str) -> Tensor:
@@ -87,18 +89,20 @@ class SafetensorsFile:
         dtype = DTYPES[where.dtype]
         if where.num_bytes == 0:
             return torch.empty(where.shape, dtype=dtype)
-        data = torch.frombuffer(self._map, dtype=torch.uint8, count=where.num_bytes, offset=where.start)
-        if where.start % dtype.itemsize:  # a map begins on a page, so only the offset can be off
+        memory, starts = self._memory
+        data = torch.frombuffer(memory, dtype=torch.uint8, count=where.num_bytes, offset=starts[name])
+        if starts[name] % dtype.itemsize:  # memory begins on a page, so only the offset can be off
             data = data.clone()
         return data.view(dtype).view(where.shape)
 
     @cached_property
-    def _map(self) -> mmap.mmap:
+    def _memory(self) -> tuple[mmap.mmap, Mapping[str, int]]:
+        """The file's bytes, and where each tensor begins in them."""
         try:
             with self.path.open("rb") as file:
-                if self.in_large_pages and _has_large_pages():
-                    return _copied(file, self.num_bytes)
-                return _mapped(file, self.num_bytes)
+                if self.in_own_memory:
+                    return _copied(file, self.tensors)
+                return _mapped(file, self.num_bytes), {name: where.start for name, where in self.tensors.items()}
         except (OSError, ValueError) as error:  # ValueError: shorter than num_bytes
             raise CheckpointError(str(self.path), [f"cannot be mapped into memory: {error}"]) from error
 
@@ -126,15 +130,28 @@ def _has_large_pages() -> bool:
         return False
 
 
-def _copied(file: BufferedReader, num_bytes: int) -> mmap.mmap:
-    # Linux places only whole multiples of a large page where large pages begin.
-    size = -(-num_bytes // _LARGE_PAGE) * _LARGE_PAGE
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared memory has small pages
+def _copied(file: BufferedReader, tensors: Mapping[str, FileTensor]) -> tuple[mmap.mmap, Mapping[str, int]]:
+    starts: dict[str, int] = {}
+    end = 0
+    for name, where in sorted(tensors.items(), key=lambda item: item[1].start):
+        starts[name] = _up_to(end, _CACHE_LINE)
+        end = starts[name] + where.num_bytes
+    # Linux places only whole multiples of a large page where large pages begin. Shared memory has small pages.
+    size = _up_to(max(end, 1), _LARGE_PAGE)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     _ask_for_large_pages(memory)
     with memoryview(memory) as view:
-        if file.readinto(view[:num_bytes]) < num_bytes:
-            raise ValueError("the file is shorter than it was")
-    return memory
+        for name, start in starts.items():
+            where = tensors[name]
+            file.seek(where.start)
+            if file.readinto(view[start : start + where.num_bytes]) < where.num_bytes:
+                raise ValueError("the file is shorter than it was")
+    return memory, starts
+
+
+def _up_to(number: int, multiple: int) -> int:
+    """The next whole multiple."""
+    return -(-number // multiple) * multiple
 
 
 def open_file(path: Path) -> SafetensorsFile:

@@ -83,7 +83,8 @@ def test_the_safetensors_library_reads_what_the_writer_writes(tmp_path: Path) ->
     assert writer.sha256 == digest
 
 
-def test_a_tensor_at_an_odd_offset_is_read_right(tmp_path: Path) -> None:
+@pytest.mark.parametrize("in_own_memory", [False, True])
+def test_a_tensor_at_an_odd_offset_is_read_right(tmp_path: Path, in_own_memory: bool) -> None:
     header = {
         "byte": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]},
         "numbers": {"dtype": "F32", "shape": [3], "data_offsets": [1, 13]},
@@ -91,17 +92,20 @@ def test_a_tensor_at_an_odd_offset_is_read_right(tmp_path: Path) -> None:
     }
     for padding in range(4):
         raw = json.dumps(header).encode() + b" " * padding
-        file = open_file(write_raw(tmp_path / "a", raw, b"\x07" + struct.pack("<3f", 1, 2, 3) + b"\x80\x3f\x00\x40"))
+        path = write_raw(tmp_path / "a", raw, b"\x07" + struct.pack("<3f", 1, 2, 3) + b"\x80\x3f\x00\x40")
+        file = replace(open_file(path), in_own_memory=in_own_memory)
         assert file.tensor("byte").tolist() == [7]
         assert file.tensor("numbers").tolist() == [1.0, 2.0, 3.0]
         assert file.tensor("half").tolist() == [[1.0, 2.0]]
+        if in_own_memory:
+            assert all(file.tensor(name).data_ptr() % 64 == 0 for name in header), "no vector lies in two cache lines"
 
 
-@pytest.mark.parametrize("in_large_pages", [False, True])
-def test_writing_to_a_tensor_leaves_the_file_alone(tmp_path: Path, in_large_pages: bool) -> None:
+@pytest.mark.parametrize("in_own_memory", [False, True])
+def test_writing_to_a_tensor_leaves_the_file_alone(tmp_path: Path, in_own_memory: bool) -> None:
     path = write_raw(tmp_path / "a", {"x": F32}, struct.pack("<2f", 1, 2))
     before = path.read_bytes()
-    tensor = replace(open_file(path), in_large_pages=in_large_pages).tensor("x")
+    tensor = replace(open_file(path), in_own_memory=in_own_memory).tensor("x")
     assert tensor.tolist() == [1, 2]
     tensor.fill_(9)
     assert tensor.tolist() == [9, 9]
@@ -120,10 +124,10 @@ def test_a_file_larger_than_memory_is_mapped(tmp_path: Path) -> None:
     assert tensor[rows // 2].sum() == 0
 
 
-@pytest.mark.parametrize("in_large_pages", [False, True])
-def test_a_file_cut_after_it_was_opened_is_an_error(tmp_path: Path, in_large_pages: bool) -> None:
+@pytest.mark.parametrize("in_own_memory", [False, True])
+def test_a_file_cut_after_it_was_opened_is_an_error(tmp_path: Path, in_own_memory: bool) -> None:
     path = write_raw(tmp_path / "a", {"x": F32}, bytes(8))
-    file = replace(open_file(path), in_large_pages=in_large_pages)
+    file = replace(open_file(path), in_own_memory=in_own_memory)
     os.truncate(path, 20)
     with pytest.raises(CheckpointError, match="cannot be mapped"):
         file.tensor("x")
