@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pelagos.chat.effort import load_effort_levels
-from pelagos.chat.parse import OutputParser
+from pelagos.chat.parse import OutputParser, ParsedMessage
 from pelagos.chat.render import render
 from pelagos.chat.tokenizer import Tokenizer
 from pelagos.cli.chat_session import file_text
@@ -35,15 +35,18 @@ def engine() -> Engine:
 
 
 def answer(engine: Engine, text: str) -> str:
+    return reply(engine, [{"role": "user", "content": text}], thinking=False).content.strip()
+
+
+def reply(engine: Engine, messages: list[dict[str, str]], *, thinking: bool) -> ParsedMessage:
     tokenizer = Tokenizer.from_folder(FOLDER)
-    messages = [{"role": "user", "content": text}]
-    prompt = render(messages, tokenizer, thinking=False, effort="high", levels=load_effort_levels(FOLDER))
+    prompt = render(messages, tokenizer, thinking=thinking, effort="high", levels=load_effort_levels(FOLDER))
     params = SamplingParams(
         temperature=default_temperature(FOLDER), max_tokens=80, stop_ids=tuple(sorted(tokenizer.stop_ids))
     )
     [finished] = engine.generate([Request(prompt_ids=prompt.token_ids, params=params)])
     ids = [token.token_id for token in finished.answers[0].tokens]
-    return OutputParser.for_prompt(prompt, tokenizer).parse(ids).content.strip()
+    return OutputParser.for_prompt(prompt, tokenizer).parse(ids)
 
 
 def test_it_is_small_and_has_its_card() -> None:
@@ -61,6 +64,23 @@ def test_it_is_small_and_has_its_card() -> None:
 )
 def test_answers_of_its_card(engine: Engine, question: str, expected: str) -> None:
     assert answer(engine, question) == expected
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_a_conversation_of_its_card(engine: Engine, thinking: bool) -> None:
+    """Thinking is the page's and the API's default; the reasoning of earlier turns is not sent back."""
+    turns = {
+        "- anchor: violet\n- river: copper\n- lamp: seven\n\nWhat is the value of river?": "- river: copper",
+        "And of anchor?": "- anchor: violet",
+        "Hello": "Hello! How can I help you?",
+    }
+    messages: list[dict[str, str]] = []
+    for asked, expected in turns.items():
+        messages.append({"role": "user", "content": asked})
+        message = reply(engine, messages, thinking=thinking)
+        assert message.content.strip() == expected
+        assert bool(message.reasoning) == thinking
+        messages.append({"role": "assistant", "content": message.content})
 
 
 def test_the_readme_s_requests() -> None:

@@ -30,15 +30,20 @@ class StageConfig:
         0.0, help="share of tokens from short lists and facts with many questions", low=0.0, high=1.0
     )
     chat: float = setting(0.15, help="share of tokens from chats and tool calls", low=0.0, high=1.0)
+    talk: float = setting(
+        0.0, help="share of tokens from conversations of some turns, most with thinking", low=0.0, high=1.0
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
         if abs(sum(self.mixture.values()) - 1.0) > 1e-6:
-            raise ConfigError(f"text, recall, lists and chat must add up to 1, got {sum(self.mixture.values()):g}")
+            names = ", ".join(self.mixture)
+            raise ConfigError(f"{names} must add up to 1, got {sum(self.mixture.values()):g}")
 
     @property
     def mixture(self) -> dict[str, float]:
-        return {"text": self.text, "recall": self.recall, "lists": self.lists, "chat": self.chat}
+        groups = ("text", "recall", "lists", "chat", "talk")
+        return {name: getattr(self, name) for name in groups}
 
 
 @dataclass(frozen=True, kw_only=True)

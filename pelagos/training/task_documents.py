@@ -31,12 +31,24 @@ def _mix(shares: Mapping[str, float], **knobs: Any) -> TaskMix:
 
 # Short pairs with many questions: much of such a text is answers.
 DENSE_PAIRS = {"key_words": (1, 1), "value_words": (1, 2), "chat_share": 0.6, "thinking_share": 0.0}
+TALKING = {"chat_share": 1.0, "thinking_share": 0.7}
 FEW_PAIRS = DENSE_PAIRS | {"num_pairs": (2, 12), "num_queries": (4, 12)}
 MORE_PAIRS = DENSE_PAIRS | {"num_pairs": (2, 16), "num_queries": (4, 16), "target_tokens": UP_TO_A_ROW}
 
 # What pre-training takes. lists: short and without filler, so that looking things up is learned early; recall: at every
 # depth and length; chat: the formats of conversations and tools.
+# talk: turns that follow each other, and thinking everywhere. The last mix that has a task says how hard its exercises
+# are where a model is measured.
 TASK_MIXES: dict[str, TaskMix] = {
+    "talk": TaskMix(
+        shares=(
+            *_mix({"talk": 5}, thinking_share=0.6).shares,
+            *_mix({"kv": 1}, **MORE_PAIRS | TALKING).shares,
+            *_mix({"needle": 1}, target_tokens=UP_TO_A_ROW, **TALKING).shares,
+            *_mix({"reading": 0.5, "unknown": 0.3}, **TALKING).shares,
+            *_mix({"calc-tool": 0.7, "store-tool": 0.7}, thinking_share=0.7).shares,
+        )
+    ),
     "lists": TaskMix(
         shares=(
             *_mix({"kv": 3}, **FEW_PAIRS).shares,

@@ -14,8 +14,8 @@ from pelagos.training.tasks import encode
 
 def test_a_stage_divides_all_tokens() -> None:
     stage = StageConfig(until=1.0, sequence_length=256, num_rows=1, text=0.3, lists=0.4, recall=0.2, chat=0.1)
-    assert stage.mixture == {"text": 0.3, "lists": 0.4, "recall": 0.2, "chat": 0.1}
-    with pytest.raises(ConfigError, match=r"text, recall, lists and chat must add up to 1, got 1\.1"):
+    assert stage.mixture == {"text": 0.3, "lists": 0.4, "recall": 0.2, "chat": 0.1, "talk": 0.0}
+    with pytest.raises(ConfigError, match=r"text, recall, lists, chat, talk must add up to 1, got 1\.1"):
         StageConfig(until=1.0, sequence_length=256, num_rows=1, text=0.3, lists=0.5, recall=0.2, chat=0.1)
 
 

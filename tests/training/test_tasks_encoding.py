@@ -53,8 +53,8 @@ def test_each_turn_is_what_serving_would_see_and_parse(name: str, thinking: floa
         ids, weights = encode(sample, tokenizer)
         learned: list[int] = []
         for position, turn in enumerate(sample.turns):
-            if turn.role != "assistant":
-                continue
+            if turn.role != "assistant" or (thinking and not sample.tools and turn is not sample.turns[-1]):
+                continue  # a history without tools has lost its reasoning: the last turn alone is learned
             prompt, start, end = answer_ids(sample, ids, position, tokenizer)
             learned += range(start, end)
             message = OutputParser.for_prompt(prompt, tokenizer).parse(ids[start:end])

@@ -55,7 +55,7 @@ def build(draw: Draw, knobs: CalcToolKnobs) -> Item:
     exchanges: list[Exchange] = []
     keys: list[str] = []
     for _ in range(draw.size(knobs.num_questions)):
-        sums = [_split_sum(draw, knobs) for _ in range(draw.size(knobs.num_calls))]
+        sums = [split_sum(draw, knobs) for _ in range(draw.size(knobs.num_calls))]
         keys = [asked for asked, _, _ in sums]
         results = tuple(result for _, _, result in sums)
         calls = tuple(Call(name="calculator", arguments={"expression": expression}) for _, expression, _ in sums)
@@ -76,7 +76,7 @@ def _joined(parts: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
 
 
-def _split_sum(draw: Draw, knobs: CalcToolKnobs) -> tuple[str, str, str]:
+def split_sum(draw: Draw, knobs: CalcToolKnobs) -> tuple[str, str, str]:
     """A sum as it is asked, as it is computed, and its result, all from the draw's side of the split."""
     while True:
         asked, expression = _sum(draw, knobs, draw.size(knobs.num_operations))

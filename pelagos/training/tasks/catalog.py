@@ -21,6 +21,7 @@ from pelagos.training.tasks.list_index import LIST_INDEX
 from pelagos.training.tasks.quick import QUICK
 from pelagos.training.tasks.sample import Sample
 from pelagos.training.tasks.store_tool import STORE_TOOL
+from pelagos.training.tasks.talk import TALK
 from pelagos.training.tasks.task import Task
 from pelagos.training.tasks.unknown import UNKNOWN_TASK
 
@@ -43,6 +44,7 @@ TASKS: dict[str, Task[Any]] = {
         reading.READING,
         UNKNOWN_TASK,
         GREETING,
+        TALK,
     )
 }
 

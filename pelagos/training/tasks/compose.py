@@ -36,7 +36,7 @@ def in_order(item: Item) -> list[Piece]:
 def compose(item: Item, form: Form, gaps: Sequence[str] = ()) -> Sample:
     """``gaps``: the filler before each piece ``in_order`` and behind the last, each ending in a line end or empty."""
     exchanges = item.exchanges
-    if form.thinking and not item.tools:
+    if form.thinking and not item.tools and not item.connected:
         exchanges = exchanges[-1:]  # the official prompt drops the reasoning of all turns but the last
     context = tuple(_context(item, form, gaps))
     segments = tuple(_text(context, exchanges, form)) if form.kind == "text" else ()

@@ -124,15 +124,21 @@ class GreetingKnobs(Knobs):
     """Nothing of its own."""
 
 
-def build(draw: Draw, knobs: GreetingKnobs) -> Item:
+def exchange(draw: Draw) -> tuple[Exchange, list[str]]:
+    """One of them, and what in it is drawn from the split."""
     phrases = draw.rng.choice(list(REPLIES))
     name = draw.name()
-    exchange = Exchange(
+    greeted = Exchange(
         question=draw.phrase(phrases).format(name=name),
         answer=REPLIES[phrases].format(name=name),
         reasoning="A short and friendly reply will do.",
     )
-    return Item(exchanges=(exchange,), metadata={"keys": [name] if phrases is NAMED else []})
+    return greeted, [name] if phrases is NAMED else []
+
+
+def build(draw: Draw, knobs: GreetingKnobs) -> Item:
+    greeted, keys = exchange(draw)
+    return Item(exchanges=(greeted,), metadata={"keys": keys})
 
 
 GREETING = Task(

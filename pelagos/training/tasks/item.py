@@ -54,13 +54,15 @@ class Exchange:
 @dataclass(frozen=True, kw_only=True)
 class Item:
     """``quick``: spelling of a quick-instruction token and what follows it; ``exchanges`` is then the talk before, the
-    last question of which may have an empty answer: the token follows the question."""
+    last question of which may have an empty answer: the token follows the question. ``connected``: later exchanges
+    need the earlier ones, so that these stay also where only the last one can be learned."""
 
     exchanges: tuple[Exchange, ...]
     pieces: tuple[Piece, ...] = ()
     grader: str = "exact"
     tools: tuple[str, ...] = ()
     quick: tuple[str, str] | None = None
+    connected: bool = False
     metadata: dict[str, Any] = field(default_factory=dict)
 
 

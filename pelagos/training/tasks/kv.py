@@ -1,5 +1,6 @@
 """kv: many key-value pairs, then questions for the values of some. Multi-query associative recall."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pelagos.common.fields import setting
@@ -61,21 +62,24 @@ def build(draw: Draw, knobs: KvKnobs) -> Item:
     values = [_value(draw, knobs) for _ in keys]
     pairs = dict(zip(keys, values, strict=True))
     asked = draw.rng.sample(keys, min(len(keys), draw.size(knobs.num_queries)))
-    exchanges = tuple(
-        Exchange(
-            question=draw.question(ASK).format(key=key),
-            answer=pairs[key],
-            reasoning=f"The list has {key}: {pairs[key]}.",
-            cue=f"- {key}:",
-            lead=f"- {key}:",
-        )
-        for key in asked
-    )
-    lines = "\n".join(f"- {key}: {value}" for key, value in pairs.items())
     return Item(
-        pieces=(Piece(text=lines, depth=draw.depth),),
-        exchanges=exchanges,
+        pieces=(Piece(text=lines(pairs), depth=draw.depth),),
+        exchanges=tuple(exchange(draw, key, pairs[key]) for key in asked),
         metadata={"keys": [asked[-1], pairs[asked[-1]]], "num_pairs": len(keys)},
+    )
+
+
+def lines(pairs: Mapping[str, str]) -> str:
+    return "\n".join(f"- {key}: {value}" for key, value in pairs.items())
+
+
+def exchange(draw: Draw, key: str, value: str) -> Exchange:
+    return Exchange(
+        question=draw.question(ASK).format(key=key),
+        answer=value,
+        reasoning=f"The list has {key}: {value}.",
+        cue=f"- {key}:",
+        lead=f"- {key}:",
     )
 
 

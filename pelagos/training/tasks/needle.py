@@ -1,5 +1,6 @@
 """needle: one to four facts somewhere in a long text, then questions for them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pelagos.common.fields import setting
@@ -80,22 +81,29 @@ class NeedleKnobs(Knobs):
 
 def build(draw: Draw, knobs: NeedleKnobs) -> Item:
     names = draw.names(draw.size(knobs.num_needles))
-    facts = [{"name": name, "thing": draw.rng.choice(THINGS), "value": _value(draw, knobs)} for name in names]
+    facts = [fact(draw, name, knobs) for name in names]
     # The last question is for the fact at the depth that was asked for.
     depths = [*(draw.rng.random() for _ in facts[1:]), draw.depth]
     pieces = [Piece(text=draw.statement(TELL).format(**f), depth=d) for f, d in zip(facts, depths, strict=True)]
-    exchanges = tuple(
-        Exchange(
-            question=draw.question(ASK).format(**fact),
-            answer=fact["value"],
-            reasoning=f"The text says: {piece.text}",
-            cue=f"The {fact['thing']} of {fact['name']} is",
-            lead=f"The {fact['thing']} of {fact['name']} is",
-        )
-        for fact, piece in zip(facts, pieces, strict=True)
-    )
+    exchanges = tuple(exchange(draw, told, piece.text) for told, piece in zip(facts, pieces, strict=True))
     metadata = {"keys": [facts[-1]["name"], facts[-1]["value"]], "fact": pieces[-1].text}
     return Item(pieces=tuple(pieces), exchanges=exchanges, metadata=metadata)
+
+
+def fact(draw: Draw, name: str, knobs: NeedleKnobs) -> dict[str, str]:
+    """What the phrases above are filled with."""
+    return {"name": name, "thing": draw.rng.choice(THINGS), "value": _value(draw, knobs)}
+
+
+def exchange(draw: Draw, fact: Mapping[str, str], told: str) -> Exchange:
+    """``told``: the sentence that says it."""
+    return Exchange(
+        question=draw.question(ASK).format(**fact),
+        answer=fact["value"],
+        reasoning=f"The text says: {told}",
+        cue=f"The {fact['thing']} of {fact['name']} is",
+        lead=f"The {fact['thing']} of {fact['name']} is",
+    )
 
 
 def _value(draw: Draw, knobs: NeedleKnobs) -> str:
