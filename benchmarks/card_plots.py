@@ -43,10 +43,10 @@ def curves(steps: list[dict[str, Any]], path: Path) -> None:
         tokens = [step["tokens"] / 1e6 for step in steps]
         for name, label, color in (("main", "next token", "tab:blue"), ("mtp", "the one behind it", "tab:orange")):
             left.plot(tokens, [step[name] for step in steps], color=color, lw=1, label=label)
-        for before, after in itertools.pairwise(steps):
-            if before["length"] != after["length"]:
-                left.axvline(after["tokens"] / 1e6, color="tab:gray", lw=0.8, ls=":")
-                left.text(after["tokens"] / 1e6, 8.2, f" {after['length']:,}", fontsize=7, va="top")
+        changes = [after for before, after in itertools.pairwise(steps) if before["length"] != after["length"]]
+        for i, step in enumerate(changes):
+            left.axvline(step["tokens"] / 1e6, color="tab:gray", lw=0.8, ls=":")
+            left.text(step["tokens"] / 1e6, 8.2 - 0.5 * (i % 3), f" {step['length']:,}", fontsize=7, va="top")
         left.set(xlabel="million tokens", ylabel="loss on its own batches, nats", ylim=(0, 8.5))
         left.legend(loc="lower left")
         known = [step for step in steps if "recall" in step]
