@@ -3,7 +3,7 @@
     python benchmarks/kernels.py [--threads N] [--megabytes 512] [--out FILE.jsonl]
 
 One row: share of the read bandwidth (a streaming sum with as many threads). Many rows, which is an expert's part of a
-batch: share of the float32 product's rate. Limits are measured again before each weight format, since shared machines
+batch: share of the float32 product's rate. Each product and its limit are measured in turns, since shared machines
 change speed. "rounded" is what a model with official rounding computes.
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 
 from machine import machine_record
 
-from pelagos.cli.doctor import measure
+from pelagos.cli.doctor import MATRIX_SIZE, READ_BYTES
 from pelagos.cli.options import use_threads
-from pelagos.ops.cpu.rates import measure_products
+from pelagos.ops.cpu.rates import Limit, measure_products
 
 SECONDS = 1.0
 # Of V4-Flash: an expert's first and last map, the second query map, the output map of one group, compressor and head.
@@ -35,16 +35,11 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=512, help="of weights that each pass goes over")
     parser.add_argument("--out", type=Path, default=None, help="append the report to this file")
     options = parser.parse_args()
-    threads = use_threads(options.threads)
+    use_threads(options.threads)
     report: dict[str, Any] = {"machine": machine_record(options.threads), "megabytes": options.megabytes, "rates": []}
+    reading, multiplying = Limit.reading(READ_BYTES), Limit.multiplying(MATRIX_SIZE)
     for kind, shapes in SHAPES.items():
         for rounded in (False, True) if kind in ("fp4", "fp8") else (False,):
-            limits = measure(threads)
-            print(
-                f"{kind}: read {limits.read_bytes_per_second / 1e9:.1f} GB/s, "
-                f"float32 product {limits.float32_flops / 1e9:.0f} GFLOP/s",
-                flush=True,
-            )
             for shape in shapes:
                 for rate in measure_products(
                     kind,
@@ -52,8 +47,8 @@ def main() -> None:
                     ROWS[kind],
                     num_bytes=options.megabytes << 20,
                     seconds=SECONDS,
-                    read_bytes_per_second=limits.read_bytes_per_second,
-                    float32_flops=limits.float32_flops,
+                    reading=reading,
+                    multiplying=multiplying,
                     rounded=rounded,
                 ):
                     report["rates"].append(vars(rate))

@@ -96,7 +96,7 @@ def examine(num_threads: int) -> Report:
         ops=choices(),
         row_tile=row_tile,
         rates=rates,
-        products=measure_kernels(rates),
+        products=measure_kernels(),
         problems=find_problems(
             machine, libraries, kernels, row_tile, num_threads, has_nvidia_driver=NVIDIA_DRIVER.exists()
         ),
@@ -123,26 +123,24 @@ def describe_kernels() -> Kernels:
 
 def measure(num_threads: int) -> Rates:
     """Measure for about one second; the best of the runs counts, because others can only slow a run down."""
-    import torch
+    from pelagos.ops.cpu.rates import Limit, best_seconds
 
-    from pelagos.ops.cpu.rates import best_seconds
-
-    data = torch.ones(READ_BYTES // 4)
-    matrix = torch.ones(MATRIX_SIZE, MATRIX_SIZE)
+    reading, multiplying = Limit.reading(READ_BYTES), Limit.multiplying(MATRIX_SIZE)
     return Rates(
         num_threads=num_threads,
-        read_bytes_per_second=READ_BYTES / best_seconds(data.sum, MEASURE_SECONDS),
-        float32_flops=2 * MATRIX_SIZE**3 / best_seconds(lambda: matrix @ matrix, MEASURE_SECONDS),
+        read_bytes_per_second=reading.amount / best_seconds(reading.work, MEASURE_SECONDS),
+        float32_flops=multiplying.amount / best_seconds(multiplying.work, MEASURE_SECONDS),
     )
 
 
-def measure_kernels(rates: Rates) -> "list[Rate]":
+def measure_kernels() -> "list[Rate]":
     """Products of the native kernels against these limits, in some three seconds."""
     from pelagos.ops.cpu.module import native
-    from pelagos.ops.cpu.rates import measure_products
+    from pelagos.ops.cpu.rates import Limit, measure_products
 
     if native() is None:
         return []
+    reading, multiplying = Limit.reading(READ_BYTES), Limit.multiplying(MATRIX_SIZE)
     return [
         rate
         for kind, shape in KERNEL_SHAPES.items()
@@ -151,9 +149,9 @@ def measure_kernels(rates: Rates) -> "list[Rate]":
             shape,
             KERNEL_ROWS,
             num_bytes=KERNEL_BYTES,
-            seconds=MEASURE_SECONDS / 2,
-            read_bytes_per_second=rates.read_bytes_per_second,
-            float32_flops=rates.float32_flops,
+            seconds=MEASURE_SECONDS,
+            reading=reading,
+            multiplying=multiplying,
         )
     ]
 
