@@ -29,7 +29,7 @@ class Compressor(nn.Module):
         """Values and gates of tokens, gates with their position bias. x: [T, D] -> two [T, P] float32."""
         values = self.wkv(x, out_dtype=torch.float32)
         gates = self.wgate(x, out_dtype=torch.float32)
-        return values, gates + self.ape.float()[positions % self.shape.ratio]
+        return values, gates + F.embedding(positions % self.shape.ratio, self.ape.float())
 
     def close_windows(
         self, state: CompressorState, values: Tensor, gates: Tensor, frequencies: Tensor, dtype: torch.dtype

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pelagos.formats.matrix import QuantizedMatrix
@@ -60,7 +61,8 @@ class Embedding(nn.Module):
 
     def forward(self, token_ids: Tensor, dtype: torch.dtype) -> Tensor:
         """token_ids: [T] int64 -> [T, size] in ``dtype``."""
-        return self.weight[token_ids].to(dtype)
+        # Not weight[token_ids]: its gradient is added up by several threads in whatever order they come.
+        return F.embedding(token_ids, self.weight).to(dtype)
 
 
 class Norm(nn.Module):

@@ -285,7 +285,7 @@ def _gathered(rows: Tensor, chosen: Tensor) -> Tensor:
     """rows: [B, S, C]; chosen: [B, T, K] -> [B, T, K, C]; −1 gives row 0."""
     num_rows, _, size = rows.shape
     base = torch.arange(num_rows, device=rows.device).view(-1, 1, 1) * rows.shape[1]
-    return rows.reshape(-1, size)[(chosen.clamp(min=0) + base)]
+    return F.embedding(chosen.clamp(min=0) + base, rows.reshape(-1, size))
 
 
 def _with_previous_block(blocks: Tensor, value: int) -> Tensor:
