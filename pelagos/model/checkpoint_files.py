@@ -15,7 +15,7 @@ from pelagos.model.safetensors_file import FileTensor, SafetensorsFile, open_fil
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
 _MAX_INDEX_BYTES = 256 << 20
-_MOST_COPIED = 1 << 30  # bytes of a checkpoint that is read whole: a token then takes some 10 % less time
+_MOST_COPIED = 1 << 30  # bytes of a checkpoint that is read whole: large pages save a token 6 %, cache lines 4
 
 
 @dataclass(kw_only=True)
